@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# src/kernels/cpu/simd/*.simd.cpp is compiled once for each instruction set,
+# with VLLM_METAL_ISA naming it; the set is chosen at run time (cpu/isa.h).
+# These files may include only C headers and what is written for them: an inline
+# function of a shared header compiled with AVX-512 could replace the copy that
+# the rest of the program runs on a machine without it.
+
+file(GLOB _simd_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/kernels/cpu/simd/*.simd.cpp")
+file(GLOB VLLM_METAL_KERNEL_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/kernels/cpu/*.cpp")
+
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
+if(_processor MATCHES "x86_64|amd64")
+  set(_isas baseline avx2 avx512)
+  set(_flags_baseline "")
+  set(_flags_avx2 -mavx2 -mfma -mf16c)
+  set(_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512)
+else()
+  set(_isas baseline)  # NEON is part of the arm64 baseline
+  set(_flags_baseline "")
+endif()
+
+foreach(_isa IN LISTS _isas)
+  if(_simd_sources)
+    add_library(vllm_metal_simd_${_isa} OBJECT ${_simd_sources})
+    target_include_directories(vllm_metal_simd_${_isa} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/src")
+    target_compile_definitions(vllm_metal_simd_${_isa} PRIVATE VLLM_METAL_ISA=${_isa})
+    target_compile_options(vllm_metal_simd_${_isa} PRIVATE -O3 -fno-trapping-math -ffp-contract=fast -Wno-psabi ${_flags_${_isa}})
+    target_link_libraries(vllm_metal_simd_${_isa} PRIVATE "$<BUILD_INTERFACE:vllm_metal_options>")
+    list(APPEND VLLM_METAL_KERNEL_SOURCES "$<TARGET_OBJECTS:vllm_metal_simd_${_isa}>")
+  endif()
+endforeach()
