@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/env.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+#include <string_view>
+
+#include "common/text.h"
+
+namespace vllm_metal {
+
+namespace {
+
+struct Variable {
+  const char* name;
+  const char* default_value;
+  const char* meaning;
+};
+
+constexpr std::array<Variable, 10> kVariables{{
+    {"VLLM_METAL_MEMORY_FRACTION", "auto", "memory to plan with; this release takes `auto` only"},
+    {"VLLM_METAL_USE_MLX", "1", "1: compute with MLX; 0: the plugin steps aside"},
+    {"VLLM_MLX_DEVICE", "gpu", "gpu (Metal on a Mac, CUDA elsewhere) or cpu"},
+    {"VLLM_METAL_BLOCK_SIZE", "16", "tokens in a KV cache block, 1 to 1024"},
+    {"VLLM_METAL_USE_PAGED_ATTENTION", "0", "paged KV cache; this release takes 0 only"},
+    {"VLLM_METAL_DEBUG", "0", "1: log the shape, time and memory of each step"},
+    {"VLLM_USE_MODELSCOPE", "False", "models from ModelScope; this release takes False only"},
+    {"VLLM_METAL_MODELSCOPE_CACHE", "", "folder of ModelScope models; not in this release"},
+    {"VLLM_METAL_PREFIX_CACHE", "", "reuse shared prompt prefixes; not in this release"},
+    {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05", "share of memory for them; not in this release"},
+}};
+
+[[noreturn]] void refuse(const char* name, const std::string& value, const std::string& allowed) {
+  throw std::invalid_argument(
+      text("[environment] ", name, " must be ", allowed, " but is '", value, "'."));
+}
+
+// An empty value counts as unset, as shells leave it behind.
+std::optional<std::string> value_of(const Environment::Lookup& lookup, const char* name) {
+  const char* value = lookup(name);
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return value;
+}
+
+bool read_bool(const Environment::Lookup& lookup, const char* name, bool default_value) {
+  auto value = value_of(lookup, name);
+  if (!value) return default_value;
+  std::string lower = *value;
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  for (const char* yes : {"1", "true", "yes", "on"})
+    if (lower == yes) return true;
+  for (const char* no : {"0", "false", "no", "off"})
+    if (lower == no) return false;
+  refuse(name, *value, "0 or 1");
+}
+
+int read_int(const Environment::Lookup& lookup, const char* name, int default_value, int low,
+             int high) {
+  auto value = value_of(lookup, name);
+  if (!value) return default_value;
+  int number = 0;
+  auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), number);
+  if (error != std::errc() || end != value->data() + value->size() || number < low || number > high)
+    refuse(name, *value, text("an integer from ", low, " to ", high));
+  return number;
+}
+
+DeviceChoice read_device(const Environment::Lookup& lookup) {
+  auto value = value_of(lookup, "VLLM_MLX_DEVICE");
+  if (!value) return DeviceChoice::kGpuIfAvailable;
+  if (*value == "gpu") return DeviceChoice::kGpu;
+  if (*value == "cpu") return DeviceChoice::kCpu;
+  refuse("VLLM_MLX_DEVICE", *value, "gpu or cpu");
+}
+
+// Features of later releases: their default is accepted, anything else stops the start.
+void refuse_absent_features(const Environment::Lookup& lookup) {
+  if (auto value = value_of(lookup, "VLLM_METAL_MEMORY_FRACTION"); value && *value != "auto")
+    refuse("VLLM_METAL_MEMORY_FRACTION", *value,
+           "unset or auto in this release (--gpu-memory-utilization sets the share)");
+  if (read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false))
+    refuse("VLLM_METAL_USE_PAGED_ATTENTION", "1",
+           "unset or 0 in this release, which has the MLX-managed KV cache only");
+  if (read_bool(lookup, "VLLM_USE_MODELSCOPE", false))
+    refuse("VLLM_USE_MODELSCOPE", "True",
+           "unset or False in this release (download the model and name its folder)");
+  for (const char* name : {"VLLM_METAL_MODELSCOPE_CACHE", "VLLM_METAL_PREFIX_CACHE_FRACTION"})
+    if (auto value = value_of(lookup, name))
+      refuse(name, *value, "unset in this release, which does not have it");
+  if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE");
+      value && read_bool(lookup, "VLLM_METAL_PREFIX_CACHE", false))
+    refuse("VLLM_METAL_PREFIX_CACHE", *value,
+           "unset or 0 in this release, which has no prefix cache");
+}
+
+const char* process_lookup(const char* name) { return std::getenv(name); }
+
+}  // namespace
+
+Environment Environment::read(const Lookup& lookup) {
+  refuse_absent_features(lookup);
+  Environment env;
+  env.use_mlx = read_bool(lookup, "VLLM_METAL_USE_MLX", true);
+  env.device = read_device(lookup);
+  env.block_size = read_int(lookup, "VLLM_METAL_BLOCK_SIZE", 16, 1, 1024);
+  env.block_size_is_set = value_of(lookup, "VLLM_METAL_BLOCK_SIZE").has_value();
+  env.debug = read_bool(lookup, "VLLM_METAL_DEBUG", false);
+  return env;
+}
+
+const Environment& environment() {
+  static const Environment env = Environment::read(process_lookup);
+  return env;
+}
+
+std::vector<VariableState> describe_environment() {
+  Environment::read(process_lookup);
+  std::vector<VariableState> states;
+  for (const auto& variable : kVariables) {
+    auto value = value_of(process_lookup, variable.name);
+    states.push_back({variable.name, value.value_or(variable.default_value), variable.default_value,
+                      variable.meaning, value.has_value()});
+  }
+  return states;
+}
+
+}  // namespace vllm_metal

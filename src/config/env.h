@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The environment variables of the project: the only place that calls getenv.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace vllm_metal {
+
+enum class DeviceChoice { kGpuIfAvailable, kGpu, kCpu };
+
+// Their values, checked. Boolean variables take 0/1, true/false, yes/no, on/off.
+struct Environment {
+  bool use_mlx = true;                                  // VLLM_METAL_USE_MLX
+  DeviceChoice device = DeviceChoice::kGpuIfAvailable;  // VLLM_MLX_DEVICE
+  int block_size = 16;                                  // VLLM_METAL_BLOCK_SIZE, tokens
+  bool block_size_is_set = false;
+  bool debug = false;  // VLLM_METAL_DEBUG
+
+  using Lookup = std::function<const char*(const char* name)>;
+
+  // Reads all variables. Throws std::invalid_argument naming the variable, its value and what is
+  // allowed; also for a value whose feature this release does not have.
+  static Environment read(const Lookup& lookup);
+};
+
+// The process's environment, read at the first call.
+const Environment& environment();
+
+// One row of the table of variables, for `vllm-metal doctor` and the documentation.
+struct VariableState {
+  std::string name;
+  std::string value;  // as set, or the default
+  std::string default_value;
+  std::string meaning;
+  bool is_set;
+};
+
+// All variables in the order of the documentation. Throws like Environment::read.
+std::vector<VariableState> describe_environment();
+
+}  // namespace vllm_metal

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/env.h"
+
+#include <gmock/gmock.h>
+
+#include <map>
+#include <stdexcept>
+
+namespace vllm_metal {
+namespace {
+
+Environment read(const std::map<std::string, std::string>& variables) {
+  return Environment::read([&](const char* name) -> const char* {
+    auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+}
+
+TEST(Environment, DefaultsWhenNothingIsSet) {
+  const Environment env = read({});
+  EXPECT_TRUE(env.use_mlx);
+  EXPECT_EQ(env.device, DeviceChoice::kGpuIfAvailable);
+  EXPECT_EQ(env.block_size, 16);
+  EXPECT_FALSE(env.block_size_is_set);
+  EXPECT_FALSE(env.debug);
+}
+
+TEST(Environment, ReadsValues) {
+  const Environment env = read({{"VLLM_METAL_USE_MLX", "0"},
+                                {"VLLM_MLX_DEVICE", "cpu"},
+                                {"VLLM_METAL_BLOCK_SIZE", "32"},
+                                {"VLLM_METAL_DEBUG", "True"}});
+  EXPECT_FALSE(env.use_mlx);
+  EXPECT_EQ(env.device, DeviceChoice::kCpu);
+  EXPECT_EQ(env.block_size, 32);
+  EXPECT_TRUE(env.block_size_is_set);
+  EXPECT_TRUE(env.debug);
+  EXPECT_EQ(read({{"VLLM_MLX_DEVICE", "gpu"}}).device, DeviceChoice::kGpu);
+}
+
+TEST(Environment, EmptyCountsAsUnset) {
+  EXPECT_EQ(read({{"VLLM_METAL_BLOCK_SIZE", ""}}).block_size, 16);
+}
+
+TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
+  const std::vector<std::tuple<std::string, std::string, std::string>> cases{
+      {"VLLM_METAL_USE_MLX", "2", "0 or 1"},
+      {"VLLM_MLX_DEVICE", "tpu", "gpu or cpu"},
+      {"VLLM_METAL_BLOCK_SIZE", "0", "1 to 1024"},
+      {"VLLM_METAL_BLOCK_SIZE", "16x", "1 to 1024"},
+      {"VLLM_METAL_BLOCK_SIZE", "99999999999999", "1 to 1024"},
+      {"VLLM_METAL_DEBUG", "maybe", "0 or 1"},
+      {"VLLM_METAL_MEMORY_FRACTION", "0.5", "auto"},
+      {"VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"},
+      {"VLLM_USE_MODELSCOPE", "True", "unset or False"},
+      {"VLLM_METAL_MODELSCOPE_CACHE", "/tmp/x", "unset"},
+      {"VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"},
+      {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"},
+  };
+  for (const auto& [name, value, allowed] : cases) {
+    try {
+      read({{name, value}});
+      ADD_FAILURE() << name << "=" << value << " was accepted";
+    } catch (const std::invalid_argument& error) {
+      EXPECT_THAT(error.what(),
+                  testing::AllOf(testing::HasSubstr(name), testing::HasSubstr(allowed)));
+    }
+  }
+}
+
+TEST(Environment, DefaultsOfAbsentFeaturesAreAccepted) {
+  EXPECT_NO_THROW(read({{"VLLM_METAL_MEMORY_FRACTION", "auto"},
+                        {"VLLM_METAL_USE_PAGED_ATTENTION", "0"},
+                        {"VLLM_USE_MODELSCOPE", "False"},
+                        {"VLLM_METAL_PREFIX_CACHE", "0"}}));
+}
+
+}  // namespace
+}  // namespace vllm_metal
