@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/mlx.h"
+#include "config/env.h"
+
+namespace vllm_metal {
+
+struct DeviceInfo {
+  mx::Device device;
+  std::string backend;        // "metal", "cuda" or "cpu"
+  std::string name;           // as the system calls it, e.g. "Apple M3 Max"
+  uint64_t total_memory;      // bytes the device can address: unified memory, or the GPU's own
+  uint64_t available_memory;  // bytes free for a new process now
+};
+
+// Makes MLX's default device the one that `choice` names. GPU unless told otherwise; without a GPU
+// the CPU, with a warning, unless the GPU was asked for: std::runtime_error.
+mx::Device select_device(DeviceChoice choice);
+
+// Facts about `device`, now.
+DeviceInfo describe_device(const mx::Device& device);
+
+}  // namespace vllm_metal
