@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/mlx.h"
+#include "files/tensor_info.h"
+
+namespace vllm_metal {
+
+// Called while weights are read with the bytes read so far and those of all files.
+using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
+
+// The tensors of a model's files by name. Each is read from disk straight into the memory in
+// which it stays, when it is taken; several can be taken as one, rows below rows, so that
+// fused weights never exist twice. What nobody took is an error at the end.
+//
+// All methods throw std::invalid_argument naming tensor and file for what the files hold, and
+// std::runtime_error when they cannot be read.
+class WeightStore {
+ public:
+  // `dir` holds model.safetensors, or the shards that model.safetensors.index.json names.
+  explicit WeightStore(const std::filesystem::path& dir, LoadProgress progress = {});
+  ~WeightStore();
+  WeightStore(const WeightStore&) = delete;
+  WeightStore& operator=(const WeightStore&) = delete;
+
+  bool contains(const std::string& name) const { return tensors_.contains(name); }
+  const std::vector<int64_t>& shape(const std::string& name) const;
+  StoredDtype dtype(const std::string& name) const;
+  uint64_t total_bytes() const { return total_bytes_; }
+
+  // The tensor, which must have this shape; floating-point numbers are converted to `dtype` if one
+  // is given (tensor by tensor, so that at most one exists twice).
+  mx::array take(const std::string& name, const std::vector<int64_t>& shape,
+                 std::optional<mx::Dtype> dtype = std::nullopt);
+
+  // Matrices of equal dtype and row length as one, in order. `rows[i]` are the rows of `names[i]`.
+  mx::array take_fused(std::span<const std::string> names, std::span<const int64_t> rows,
+                       int64_t columns, std::optional<mx::Dtype> dtype = std::nullopt);
+
+  // A tensor that the model does not need; no error if absent.
+  void skip(const std::string& name) { tensors_.erase(name); }
+
+  // Throws when a tensor was not taken, naming up to ten.
+  void expect_empty() const;
+
+ private:
+  struct Entry {
+    TensorInfo info;
+    size_t file;
+  };
+  struct File;
+
+  void open_file(const std::filesystem::path& path);
+  void open_shards(const std::filesystem::path& dir, const std::filesystem::path& index);
+  const Entry& entry(const std::string& name) const;
+  void check_shape(const Entry& entry, const std::vector<int64_t>& expected) const;
+  void read_into(const Entry& entry, std::byte* destination);
+  mx::array finish(mx::array array, std::optional<mx::Dtype> dtype);
+
+  std::filesystem::path dir_;
+  LoadProgress progress_;
+  std::vector<File> files_;
+  std::map<std::string, Entry> tensors_;
+  uint64_t total_bytes_ = 0;
+  uint64_t done_bytes_ = 0;
+};
+
+}  // namespace vllm_metal
