@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "common/mlx.h"
+
+namespace vllm_metal {
+
+// Checks that several ops share. All throw std::invalid_argument, naming the op, the argument,
+// what it is and what is allowed.
+
+// `x` is float32, float16 or bfloat16.
+void check_floating(const char* op, const char* name, const mx::array& x);
+
+// `x` has the dtype of `other`.
+void check_same_dtype(const char* op, const char* name, const mx::array& x, const char* other_name,
+                      const mx::array& other);
+
+// `x` has exactly this shape.
+void check_shape(const char* op, const char* name, const mx::array& x, const mx::Shape& shape);
+
+}  // namespace vllm_metal

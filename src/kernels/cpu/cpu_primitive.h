@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mlx/backend/cpu/encoder.h>
+#include <mlx/primitives.h>
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "common/mlx.h"
+#include "common/mlx_buffer.h"
+#include "common/text.h"
+#include "kernels/cpu/simd/element_type.h"
+#include "kernels/cpu/strided.h"
+
+namespace vllm_metal::cpu {
+
+// Base of the graph nodes that our CPU kernels compute. Its eval_cpu runs on the thread that
+// evaluates, before the inputs are computed: it may look at shapes and strides and take pointers;
+// the work itself goes into `dispatch`.
+class CpuPrimitive : public mx::Primitive {
+ public:
+  CpuPrimitive() : mx::Primitive(mx::default_stream(mx::Device::cpu)) {}
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error(text("[", name(), "] is a CPU kernel and cannot run on a GPU."));
+  }
+
+ protected:
+  // Runs `task` on the stream's thread, after the tasks of all inputs. MLX holds the buffers of
+  // inputs and outputs until then; temporaries are for `hold`.
+  template <typename Task>
+  void dispatch(Task&& task) {
+    mx::cpu::get_command_encoder(stream()).dispatch(std::forward<Task>(task));
+  }
+  void hold(mx::array temporary) {
+    mx::cpu::get_command_encoder(stream()).add_temporary(std::move(temporary));
+  }
+
+  // `x` where its rows lie evenly (see Rows), else a copy, made before what is dispatched next.
+  mx::array with_even_rows(const mx::array& x) { return has_even_rows(x) ? x : copied(x); }
+  mx::array with_contiguous_last_dimension(const mx::array& x) {
+    return has_contiguous_last_dimension(x) ? x : copied(x);
+  }
+
+ private:
+  mx::array copied(const mx::array& x) {
+    mx::array copy = uninitialized(x.shape(), x.dtype());
+    dispatch(StridedCopy(x, copy));
+    hold(copy);
+    return copy;
+  }
+};
+
+// Of float32, float16 and bfloat16, which the ops have checked for.
+inline ElementType element_type_of(mx::Dtype dtype) {
+  if (dtype == mx::float32) return ElementType::kFloat32;
+  return dtype == mx::float16 ? ElementType::kFloat16 : ElementType::kBfloat16;
+}
+
+}  // namespace vllm_metal::cpu

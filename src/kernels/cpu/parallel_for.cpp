@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/parallel_for.h"
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace vllm_metal::cpu {
+
+namespace {
+
+// Polls before a thread goes to sleep: a few microseconds, which catches the next op of a chain.
+constexpr int kSpinPolls = 100;
+
+void pause_core() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Polls for a moment; true as soon as `ready()` is.
+template <typename Ready>
+bool spin_until(const Ready& ready) {
+  for (int poll = 0; poll < kSpinPolls; ++poll) {
+    if (ready()) return true;
+    pause_core();
+  }
+  return ready();
+}
+
+// Set while this thread runs a body: parallel_for then runs inline.
+thread_local bool inside_body = false;
+
+struct Job {
+  RangeBody body;
+  const void* context;
+  int64_t count;
+  int64_t grain;
+  std::atomic<int64_t> next{0};
+  std::mutex error_mutex{};
+  std::exception_ptr error{};
+
+  int64_t num_ranges() const { return (count + grain - 1) / grain; }
+
+  // Runs ranges until none is left. After an exception the remaining ones are dropped.
+  void work() {
+    inside_body = true;
+    int64_t begin;
+    while ((begin = next.fetch_add(grain, std::memory_order_relaxed)) < count) {
+      try {
+        body(context, begin, std::min(count, begin + grain));
+      } catch (...) {
+        std::lock_guard lock(error_mutex);
+        if (!error) error = std::current_exception();
+        next.store(count, std::memory_order_relaxed);
+      }
+    }
+    inside_body = false;
+  }
+};
+
+// The caller works on its job with those workers that are awake in time. It never waits for a
+// worker that has not begun, so a short job costs no more than the caller's own work.
+class Pool {
+ public:
+  void run(Job& job) {
+    std::lock_guard turn(turn_);
+    std::call_once(started_, [this] { start(); });
+    post(job);
+    job.work();
+    withdraw();
+  }
+
+ private:
+  void start() {
+    for (int i = 1; i < num_threads(); ++i) {
+      try {
+        std::thread([this] { worker_loop(); }).detach();
+      } catch (const std::system_error&) {
+        break;  // the system gives no more threads: go on with those there are
+      }
+    }
+  }
+
+  void post(Job& job) {
+    {
+      std::lock_guard lock(mutex_);
+      job_ = &job;
+      num_posted_.fetch_add(1, std::memory_order_release);
+    }
+    const int64_t wanted = std::min<int64_t>(job.num_ranges(), num_threads()) - 1;
+    for (int64_t i = 0; i < wanted; ++i) posted_.notify_one();
+  }
+
+  // Lets no further worker join and waits for those that did.
+  void withdraw() {
+    {
+      std::lock_guard lock(mutex_);
+      job_ = nullptr;
+    }
+    if (spin_until([this] { return num_working_.load(std::memory_order_acquire) == 0; })) return;
+    std::unique_lock lock(mutex_);
+    left_.wait(lock, [this] { return num_working_.load(std::memory_order_acquire) == 0; });
+  }
+
+  void worker_loop() {
+    uint64_t num_seen = 0;
+    const auto has_news = [&] { return num_posted_.load(std::memory_order_acquire) != num_seen; };
+    for (;;) {
+      spin_until(has_news);
+      std::unique_lock lock(mutex_);
+      posted_.wait(lock, has_news);
+      num_seen = num_posted_.load(std::memory_order_acquire);
+      Job* job = job_;
+      if (job == nullptr) continue;  // over before this worker woke up
+      num_working_.fetch_add(1, std::memory_order_relaxed);
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (num_working_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
+    }
+  }
+
+  std::once_flag started_;
+  std::mutex turn_;   // held by the caller whose job runs
+  std::mutex mutex_;  // guards job_ and the counters' changes
+  std::condition_variable posted_;
+  std::condition_variable left_;
+  Job* job_ = nullptr;                   // null: nothing to join
+  std::atomic<uint64_t> num_posted_{0};  // jobs so far; what idle workers watch
+  std::atomic<int> num_working_{0};      // workers that joined the current job
+};
+
+// Never destroyed: workers may sleep in it while the process ends. A forked child has none of
+// the workers, so it drops the pool and makes its own when it needs one.
+std::atomic<Pool*> process_pool{nullptr};
+
+Pool& pool() {
+  if (Pool* existing = process_pool.load(std::memory_order_acquire)) return *existing;
+  [[maybe_unused]] static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { process_pool.store(nullptr); });
+  Pool* expected = nullptr;
+  Pool* created = new Pool;  // its threads start with its first job
+  if (process_pool.compare_exchange_strong(expected, created)) return *created;
+  delete created;
+  return *expected;
+}
+
+int cores_of_process() {
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) return CPU_COUNT(&mask);
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// OMP_NUM_THREADS may be a list, one number a nesting level; the first counts. 0: unset or
+// not a number.
+int openmp_num_threads() {
+  const char* value = std::getenv("OMP_NUM_THREADS");
+  int number = 0;
+  if (value != nullptr) std::from_chars(value, value + std::strlen(value), number);
+  return std::max(number, 0);
+}
+
+int choose_num_threads() {
+  const int cores = std::max(cores_of_process(), 1);
+  const int limit = openmp_num_threads();
+  return limit > 0 ? std::min(cores, limit) : cores;
+}
+
+}  // namespace
+
+int num_threads() {
+  static const int count = choose_num_threads();
+  return count;
+}
+
+void parallel_for(int64_t count, int64_t grain, RangeBody body, const void* context) {
+  if (count <= 0) return;
+  grain = std::max<int64_t>(grain, 1);
+  if (count <= grain || num_threads() == 1 || inside_body) {
+    for (int64_t begin = 0; begin < count; begin += grain)
+      body(context, begin, std::min(count, begin + grain));
+    return;
+  }
+  Job job{body, context, count, grain};
+  pool().run(job);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace vllm_metal::cpu

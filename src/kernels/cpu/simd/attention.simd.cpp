@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of a tile of query rows over blocks of keys with a running ("online") softmax
+// (arXiv:1805.02867). Scores are computed with keys across the lanes of a register, from a
+// transposed copy of the block's keys; outputs with head_dim across the lanes. Each row's
+// operations and their order are the same however many rows the tile has.
+#include "kernels/cpu/simd/attention.h"
+
+#include "kernels/cpu/simd/attention_gather.h"
+#include "kernels/cpu/simd/attention_products.h"
+#include "kernels/cpu/simd/vector.h"
+
+namespace vllm_metal::cpu::VLLM_METAL_ISA {
+
+namespace {
+
+// Below every score; finite, so that differences of it are no NaN.
+constexpr float kNoScore = -1e30f;
+
+VLLM_METAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+VLLM_METAL_INLINE int num_rows_of(const AttentionTile& tile) {
+  return tile.num_queries * tile.group_size;
+}
+
+// Hands out consecutive pieces of a buffer, each a multiple of 64 bytes; without a buffer it only
+// counts.
+struct Pieces {
+  float* buffer;
+  int64_t used = 0;
+
+  float* take(int64_t floats) {
+    float* piece = buffer == nullptr ? nullptr : buffer + used;
+    used += (floats + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+// The softmax of each row over some of its keys, not yet divided by its sum.
+struct State {
+  float* max;      // [num_rows] highest score
+  float* sum;      // [num_rows] of exp(score - max)
+  float* outputs;  // [num_rows, padded(head_dim)] sums of exp(score - max) * value
+};
+
+State take_state(Pieces& pieces, int num_rows, int head_dim) {
+  State state;
+  state.max = pieces.take(num_rows);
+  state.sum = pieces.take(num_rows);
+  state.outputs = pieces.take(num_rows * padded(head_dim));
+  return state;
+}
+
+struct Scratch {
+  float* queries;    // [num_rows, head_dim], scaled
+  float* keys;       // [padded(head_dim), kKeyBlock]
+  float* values;     // [kKeyBlock, padded(head_dim)]
+  float* scores;     // [num_rows, kKeyBlock]
+  float* lane_sums;  // [num_rows, kLanes] the sums of State, one a lane
+  State span;
+};
+
+Scratch take_scratch(Pieces& pieces, int num_rows, int head_dim) {
+  Scratch scratch;
+  scratch.queries = pieces.take((int64_t)num_rows * head_dim);
+  scratch.keys = pieces.take(padded(head_dim) * kKeyBlock);
+  scratch.values = pieces.take(kKeyBlock * padded(head_dim));
+  scratch.scores = pieces.take((int64_t)num_rows * kKeyBlock);
+  scratch.lane_sums = pieces.take((int64_t)num_rows * kLanes);
+  scratch.span = take_state(pieces, num_rows, head_dim);
+  return scratch;
+}
+
+int64_t state_floats(int num_rows, int head_dim) {
+  Pieces pieces{nullptr};
+  take_state(pieces, num_rows, head_dim);
+  return pieces.used;
+}
+
+int64_t scratch_floats(int num_rows, int head_dim) {
+  Pieces pieces{nullptr};
+  take_scratch(pieces, num_rows, head_dim);
+  return pieces.used;
+}
+
+// ---- Softmax ----
+
+void scale_row(float* outputs, int64_t width, float factor) {
+  for (int64_t d = 0; d < width; d += kLanes) store(outputs + d, load(outputs + d) * factor);
+}
+
+VLLM_METAL_INLINE float exp_one(float x) { return exp(broadcast(x))[0]; }
+
+// Turns the scores of the first `count` keys of one row into weights exp(score - max) and brings
+// the row's state to the new maximum.
+void update_softmax(float* scores, int count, float* row_max, float* lane_sums, float* outputs,
+                    int64_t width) {
+  Ints lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  Floats highest = broadcast(*row_max);
+  for (int key = 0; key < count; key += kLanes)
+    highest = max(lanes < count - key ? load(scores + key) : highest, highest);
+  const float new_max = horizontal_max(highest);
+  Floats sums = load(lane_sums);
+  if (new_max != *row_max) {
+    const float factor = exp_one(*row_max - new_max);
+    scale_row(outputs, width, factor);
+    sums *= factor;
+    *row_max = new_max;
+  }
+  for (int key = 0; key < count; key += kLanes) {
+    const Floats weights = lanes < count - key ? exp(load(scores + key) - new_max) : Floats{};
+    store(scores + key, weights);
+    sums += weights;
+  }
+  store(lane_sums, sums);
+}
+
+// Merges what `from` covers into `into`, row by row. Not inlined: wherever it is called from, it
+// must round alike.
+__attribute__((noinline)) void merge(State into, State from, int num_rows, int64_t width) {
+  for (int row = 0; row < num_rows; ++row) {
+    const float highest = into.max[row] > from.max[row] ? into.max[row] : from.max[row];
+    const float old_factor = exp_one(into.max[row] - highest);
+    const float new_factor = exp_one(from.max[row] - highest);
+    into.max[row] = highest;
+    into.sum[row] = into.sum[row] * old_factor + from.sum[row] * new_factor;
+    float* target = into.outputs + row * width;
+    const float* source = from.outputs + row * width;
+    for (int64_t d = 0; d < width; d += kLanes)
+      store(target + d, load(target + d) * old_factor + load(source + d) * new_factor);
+  }
+}
+
+// ---- Blocks, spans, tiles ----
+
+// Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock.
+template <typename Element>
+void attend_block(const AttentionTile& tile, int64_t begin, int count, const Scratch& scratch,
+                  const State& state) {
+  const int num_rows = num_rows_of(tile);
+  const int64_t width = padded(tile.head_dim);
+  int64_t offsets[kKeyBlock];
+  find_rows(tile, begin, count, offsets);
+  gather_keys<Element>(tile, offsets, count, scratch.keys);
+  gather_values<Element>(tile, offsets, count, scratch.values);
+  // Queries before this one see none of the block; the others see keys_of(row) of it.
+  const int64_t unseeing = begin + 1 - tile.num_keys;
+  const int64_t first_query = unseeing > 0 ? unseeing : 0;
+  const auto keys_of = [&](int row) {
+    return (int)smaller(count, tile.num_keys + row / tile.group_size - begin);
+  };
+  for (int row = (int)first_query * tile.group_size; row < num_rows;) {
+    // As few groups of rows as kMaxRows allows, of even sizes.
+    const int groups = (num_rows - row + kMaxRows - 1) / kMaxRows;
+    const int rows = (num_rows - row + groups - 1) / groups;
+    const int most_keys = keys_of(row + rows - 1);
+    float* scores = scratch.scores + row * kKeyBlock;
+    float* outputs = state.outputs + row * width;
+    kScoreRows[rows - 1](scratch.queries + (int64_t)row * tile.head_dim, scratch.keys,
+                         tile.head_dim, most_keys, scores);
+    for (int i = 0; i < rows; ++i) {
+      const int num_keys = keys_of(row + i);
+      update_softmax(scores + i * kKeyBlock, num_keys, state.max + row + i,
+                     scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
+      for (int key = num_keys; key < most_keys; ++key) scores[i * kKeyBlock + key] = 0;
+    }
+    kWeighValues[rows - 1](scores, scratch.values, width, most_keys, outputs);
+    row += rows;
+  }
+}
+
+template <typename Element>
+void attend_span(const AttentionTile& tile, int64_t begin, int64_t end, const Scratch& scratch,
+                 const State& state) {
+  const int num_rows = num_rows_of(tile);
+  const int64_t width = padded(tile.head_dim);
+  for (int row = 0; row < num_rows; ++row) state.max[row] = kNoScore;
+  __builtin_memset(scratch.lane_sums, 0, num_rows * kLanes * sizeof(float));
+  __builtin_memset(state.outputs, 0, num_rows * width * sizeof(float));
+  for (int64_t key = begin; key < end; key += kKeyBlock)
+    attend_block<Element>(tile, key, (int)smaller(kKeyBlock, end - key), scratch, state);
+  for (int row = 0; row < num_rows; ++row)
+    state.sum[row] = horizontal_sum(load(scratch.lane_sums + row * kLanes));
+}
+
+template <typename Element>
+void attend(const AttentionTile& tile, int64_t begin, int64_t end, float* state_memory,
+            float* scratch_memory) {
+  const int num_rows = num_rows_of(tile);
+  Pieces state_pieces{state_memory}, scratch_pieces{scratch_memory};
+  const State state = take_state(state_pieces, num_rows, tile.head_dim);
+  const Scratch scratch = take_scratch(scratch_pieces, num_rows, tile.head_dim);
+  gather_queries<Element>(tile, scratch.queries);
+  attend_span<Element>(tile, begin, smaller(end, begin + kKeySpan), scratch, state);
+  for (int64_t span = begin + kKeySpan; span < end; span += kKeySpan) {
+    attend_span<Element>(tile, span, smaller(end, span + kKeySpan), scratch, scratch.span);
+    merge(state, scratch.span, num_rows, padded(tile.head_dim));
+  }
+}
+
+template <typename Element>
+void write_output(const AttentionTile& tile, const State& state) {
+  const float* source = state.outputs;
+  for (int row = 0; row < num_rows_of(tile); ++row, source += padded(tile.head_dim)) {
+    Element* target = (Element*)tile.output + row / tile.group_size * tile.output_stride +
+                      row % tile.group_size * (int64_t)tile.head_dim;
+    int d = 0;
+    for (; d + kLanes <= tile.head_dim; d += kLanes)
+      store(target + d, load(source + d) / state.sum[row]);
+    if (d < tile.head_dim)
+      store_first(target + d, load(source + d) / state.sum[row], tile.head_dim - d);
+  }
+}
+
+void attend_any(const AttentionTile& tile, int64_t begin, int64_t end, float* state,
+                float* scratch) {
+  switch (tile.type) {
+    case ElementType::kFloat32:
+      return attend<float>(tile, begin, end, state, scratch);
+    case ElementType::kFloat16:
+      return attend<Float16>(tile, begin, end, state, scratch);
+    case ElementType::kBfloat16:
+      return attend<Bfloat16>(tile, begin, end, state, scratch);
+  }
+}
+
+void finish(const AttentionTile& tile, float* states, int count) {
+  const int num_rows = num_rows_of(tile);
+  Pieces pieces{states};
+  const State state = take_state(pieces, num_rows, tile.head_dim);
+  for (int i = 1; i < count; ++i)
+    merge(state, take_state(pieces, num_rows, tile.head_dim), num_rows, padded(tile.head_dim));
+  switch (tile.type) {
+    case ElementType::kFloat32:
+      return write_output<float>(tile, state);
+    case ElementType::kFloat16:
+      return write_output<Float16>(tile, state);
+    case ElementType::kBfloat16:
+      return write_output<Bfloat16>(tile, state);
+  }
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels = {state_floats, scratch_floats, attend_any, finish};
+
+}  // namespace vllm_metal::cpu::VLLM_METAL_ISA

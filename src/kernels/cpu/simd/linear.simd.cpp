@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/simd/linear.h"
+
+#include "kernels/cpu/simd/linear_parts.h"
+#include "kernels/cpu/simd/weight_rows.h"
+
+namespace vllm_metal::cpu::VLLM_METAL_ISA {
+
+namespace {
+
+const StreamingKernels& streaming(const WeightRows& weight) {
+  return is_word_aligned(weight) ? words_kernels : rows_kernels;
+}
+
+void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type, float* scratch) {
+  read_columns(weight, row, 0, weight.in_features, scratch);
+  with_elements(out, type, [&]<typename Element>(const Element*) {
+    from_float32(scratch, weight.in_features, (Element*)out);
+  });
+}
+
+}  // namespace
+
+const LinearKernels linear_kernels = {streaming, &blocked_kernels, read_row};
+
+}  // namespace vllm_metal::cpu::VLLM_METAL_ISA

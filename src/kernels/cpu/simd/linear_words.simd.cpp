@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// Streaming products with weights of 2, 4 or 8 bits. Each lane of a register holds one packed word,
+// so that all its values are masked, converted and multiplied without a shuffle:
+//
+//   word of lane 0        word of lane 1              packed input of one register of words
+//   | w7 ... w1 w0 |      | w15 ... w9 w8 |   ...     value 0:  x0  x8  x16 ...
+//                                                     value 1:  x1  x9  x17 ...
+//
+// Value e is masked, not shifted: that is 2^(bits * e) times too large, and the packed input as
+// much smaller. Scales are applied to sums (or, for more tokens, to values) lane by lane, and the
+// biases to the sums of the input over each group: sum(x * (s * q + b)) = s * sum(x * q) + b *
+// sum(x).
+#include "kernels/cpu/simd/streaming.h"
+
+namespace vllm_metal::cpu::VLLM_METAL_ISA {
+
+namespace {
+
+// Lane l of the result is lane index[l] of `values`.
+VLLM_METAL_INLINE Floats pick_lanes(Floats values, Ints index) {
+#if VLLM_METAL_VECTOR_BYTES == 64
+  return (Floats)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)values);
+#elif VLLM_METAL_VECTOR_BYTES == 32
+  return (Floats)_mm256_permutevar8x32_ps((__m256)values, (__m256i)index);
+#else
+  return Floats{values[index[0]], values[index[1]], values[index[2]], values[index[3]]};
+#endif
+}
+
+// How the input of a product is laid out, in floats (or int32):
+//
+//   first_group [num_registers]            group of the first lane of each register of words
+//   lane_group  [num_registers, kLanes]    group of each lane, less first_group
+//   tokens      [num_tokens, token_stride] packed values [num_registers, values_per_word, kLanes],
+//                                          sums over groups [padded_groups]
+struct Layout {
+  explicit Layout(const WeightRows& weight)
+      : bits(weight.bits),
+        values_per_word(32 / weight.bits),
+        num_words(weight.in_features / values_per_word),
+        words_per_group(weight.group_size / values_per_word),
+        num_groups(weight.in_features / weight.group_size),
+        num_registers(round_up(num_words, kLanes) / kLanes),
+        padded_groups(round_up(num_groups, kLanes)),
+        lane_group_offset(round_up(num_registers, kLanes)),
+        tokens_offset(lane_group_offset + num_registers * kLanes),
+        packed_floats(num_registers * values_per_word * kLanes),
+        token_stride(packed_floats + padded_groups) {}
+
+  // Scales and biases of one row in scratch. Registers of lane groups are read from any group on.
+  int64_t group_stride() const { return padded_groups + kLanes; }
+
+  int bits;
+  int64_t values_per_word;
+  int64_t num_words;
+  int64_t words_per_group;
+  int64_t num_groups;
+  int64_t num_registers;
+  int64_t padded_groups;
+  int64_t lane_group_offset;
+  int64_t tokens_offset;
+  int64_t packed_floats;
+  int64_t token_stride;
+};
+
+// Lanes beyond the row's end get the last group; their packed input is zero.
+void pack_groups(const Layout& layout, int32_t* first_group, int32_t* lane_group) {
+  for (int64_t i = 0; i < layout.num_registers; ++i) {
+    const int64_t first = i * kLanes / layout.words_per_group;
+    first_group[i] = (int32_t)first;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t group = (i * kLanes + lane) / layout.words_per_group;
+      const int64_t last = layout.num_groups - 1;
+      lane_group[i * kLanes + lane] = (int32_t)((group < last ? group : last) - first);
+    }
+  }
+}
+
+void pack_values(const Layout& layout, const float* x, float* packed) {
+  const int64_t count = layout.values_per_word;
+  float shrink[16];  // 2^-(bits * value); the last value is shifted down instead
+  for (int64_t value = 0; value < count; ++value) {
+    shrink[value] = value + 1 < count ? 1.0f / (float)(1u << (layout.bits * value)) : 1.0f;
+  }
+  for (int64_t word = 0; word < layout.num_words; ++word) {
+    float* lane = packed + word / kLanes * kLanes * count + word % kLanes;
+    for (int64_t value = 0; value < count; ++value) {
+      lane[value * kLanes] = x[word * count + value] * shrink[value];
+    }
+  }
+  for (int64_t word = layout.num_words; word < layout.num_registers * kLanes; ++word) {
+    float* lane = packed + word / kLanes * kLanes * count + word % kLanes;
+    for (int64_t value = 0; value < count; ++value) lane[value * kLanes] = 0.0f;
+  }
+}
+
+void pack_group_sums(const Layout& layout, int64_t group_size, const float* x, float* sums) {
+  for (int64_t group = 0; group < layout.num_groups; ++group, x += group_size) {
+    Floats total = {};
+    int64_t i = 0;
+    for (; i + kLanes <= group_size; i += kLanes) total += load(x + i);
+    if (i < group_size) total += load_first(x + i, group_size - i);
+    sums[group] = horizontal_sum(total);
+  }
+  for (int64_t group = layout.num_groups; group < layout.padded_groups; ++group) sums[group] = 0.0f;
+}
+
+// Converts rows [row, row + num_rows) of scales or biases; zero beyond the last group of a row.
+inline void load_groups(const Layout& layout, const void* source, ElementType type, int64_t stride,
+                        int64_t row, int num_rows, float* groups) {
+  with_elements(source, type, [&](const auto* elements) {
+    elements += row * stride;
+    for (int r = 0; r < num_rows; ++r, elements += stride, groups += layout.group_stride()) {
+      int64_t group = 0;
+      for (; group + kLanes <= layout.num_groups; group += kLanes) {
+        store(groups + group, load(elements + group));
+      }
+      if (group < layout.num_groups) {
+        store(groups + group, load_first(elements + group, layout.num_groups - group));
+      }
+    }
+  });
+}
+
+template <int Bits>
+struct WordsTile {
+  static constexpr int kValues = 32 / Bits;
+
+  const WeightRows& weight;
+  const Layout& layout;
+  const float* input;
+  float* sums;  // [num_tokens, sums_stride], of rows from `begin` on
+  int64_t sums_stride;
+  int64_t begin;
+  float* scales;  // [kMaxTileRows, group_stride]
+  float* biases;  // [kMaxTileRows, group_stride]
+
+  // Value `value` of each word, 2^(Bits * value) times too large except for the last.
+  static VLLM_METAL_INLINE Floats values_of(Words words, int value) {
+    if (value == kValues - 1) return to_floats(words >> (32 - Bits));
+    return to_floats(words & (((1u << Bits) - 1u) << (Bits * value)));
+  }
+
+  // Adds one register of words of each row to the totals; `x` is its packed input.
+  template <int Rows, int Tokens>
+  VLLM_METAL_INLINE void add_words(const Words (&words)[Rows], const Floats (&scale)[Rows],
+                                   const float* x, Floats (&totals)[Rows][Tokens]) const {
+    Floats partial[Rows] = {};
+    for (int value = 0; value < kValues; ++value) {
+      Floats factor[Rows];
+      for (int r = 0; r < Rows; ++r) {
+        factor[r] = values_of(words[r], value);
+        if constexpr (Tokens > 1) factor[r] *= scale[r];
+      }
+      for (int t = 0; t < Tokens; ++t) {
+        const Floats in = load(x + t * layout.token_stride + value * kLanes);
+        for (int r = 0; r < Rows; ++r) {
+          if constexpr (Tokens == 1) {
+            partial[r] = fma(factor[r], in, partial[r]);
+          } else {
+            totals[r][t] = fma(factor[r], in, totals[r][t]);
+          }
+        }
+      }
+    }
+    if constexpr (Tokens == 1) {
+      for (int r = 0; r < Rows; ++r) totals[r][0] = fma(partial[r], scale[r], totals[r][0]);
+    }
+  }
+
+  template <int Rows, int Tokens>
+  VLLM_METAL_INLINE void add_biases(const float* group_sums, Floats (&totals)[Rows][Tokens]) const {
+    for (int64_t group = 0; group < layout.padded_groups; group += kLanes) {
+      for (int t = 0; t < Tokens; ++t) {
+        const Floats sum = load(group_sums + t * layout.token_stride + group);
+        for (int r = 0; r < Rows; ++r) {
+          const Floats bias = load(biases + r * layout.group_stride() + group);
+          totals[r][t] = fma(bias, sum, totals[r][t]);
+        }
+      }
+    }
+  }
+
+  template <int Rows, int Tokens>
+  void run(int64_t row, int64_t token) const {
+    load_groups(layout, weight.scales, weight.type, weight.scales_stride, row, Rows, scales);
+    load_groups(layout, weight.biases, weight.type, weight.biases_stride, row, Rows, biases);
+    const int32_t* first_group = (const int32_t*)input;
+    const float* lane_groups = input + layout.lane_group_offset;
+    const float* x = input + layout.tokens_offset + token * layout.token_stride;
+    const uint32_t* packed = (const uint32_t*)weight.elements + row * weight.stride;
+    Floats totals[Rows][Tokens] = {};
+    for (int64_t i = 0; i < layout.num_registers; ++i) {
+      const int64_t rest = layout.num_words - i * kLanes;
+      const Ints lane_group = load_bits<Ints>(lane_groups + i * kLanes);
+      Words words[Rows];
+      Floats scale[Rows];
+      for (int r = 0; r < Rows; ++r) {
+        const uint32_t* source = packed + r * weight.stride + i * kLanes;
+        words[r] = rest >= kLanes ? load_bits<Words>(source) : load_first_bits<Words>(source, rest);
+        scale[r] =
+            pick_lanes(load(scales + r * layout.group_stride() + first_group[i]), lane_group);
+      }
+      add_words(words, scale, x + i * kValues * kLanes, totals);
+    }
+    add_biases(x + layout.packed_floats, totals);
+    for (int t = 0; t < Tokens; ++t) {
+      for (int r = 0; r < Rows; ++r) {
+        sums[(token + t) * sums_stride + (row - begin) + r] = horizontal_sum(totals[r][t]);
+      }
+    }
+  }
+};
+
+int64_t input_floats(const WeightRows& weight, int64_t num_tokens) {
+  const Layout layout(weight);
+  // The last row is where a token is converted before it is packed.
+  return layout.tokens_offset + num_tokens * layout.token_stride + weight.in_features;
+}
+
+int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
+  return num_tokens * num_features + 2 * kMaxTileRows * Layout(weight).group_stride();
+}
+
+void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
+  const Layout layout(weight);
+  pack_groups(layout, (int32_t*)input, (int32_t*)(input + layout.lane_group_offset));
+  float* packed = input + layout.tokens_offset;
+  float* converted = packed + tokens.num_tokens * layout.token_stride;
+  with_elements(tokens.elements, tokens.type, [&](const auto* x) {
+    for (int64_t token = 0; token < tokens.num_tokens; ++token, packed += layout.token_stride) {
+      to_float32(x + token * tokens.stride, weight.in_features, converted);
+      pack_values(layout, converted, packed);
+      pack_group_sums(layout, weight.group_size, converted, packed + layout.packed_floats);
+    }
+  });
+}
+
+void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
+         int64_t end, const LinearOutput& output, float* scratch) {
+  const Layout layout(weight);
+  float* sums = scratch;
+  float* scales = sums + num_tokens * (end - begin);
+  float* biases = scales + kMaxTileRows * layout.group_stride();
+  const auto sum_words = [&]<int Bits>() {
+    const WordsTile<Bits> tile{.weight = weight,
+                               .layout = layout,
+                               .input = input,
+                               .sums = sums,
+                               .sums_stride = end - begin,
+                               .begin = begin,
+                               .scales = scales,
+                               .biases = biases};
+    cover(tile, num_tokens, begin, end);
+  };
+  if (weight.bits == 2) sum_words.template operator()<2>();
+  if (weight.bits == 4) sum_words.template operator()<4>();
+  if (weight.bits == 8) sum_words.template operator()<8>();
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    write_features(output, weight.out_features, token, begin, end - begin,
+                   sums + token * (end - begin));
+  }
+}
+
+}  // namespace
+
+bool is_word_aligned(const WeightRows& weight) {
+  return (weight.bits == 2 || weight.bits == 4 || weight.bits == 8) &&
+         weight.group_size * weight.bits % 32 == 0;
+}
+
+const StreamingKernels words_kernels = {input_floats, scratch_floats, pack, run};
+
+}  // namespace vllm_metal::cpu::VLLM_METAL_ISA

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernel of kernels/split_rotary.h, which checks the arguments.
+#pragma once
+
+#include "kernels/split_rotary.h"
+
+namespace vllm_metal::cpu {
+
+QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads);
+
+}  // namespace vllm_metal::cpu

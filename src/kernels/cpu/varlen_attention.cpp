@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/varlen_attention.h"
+
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/attention_plan.h"
+#include "kernels/cpu/cpu_primitive.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/parallel_for.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/simd/attention.h"
+
+namespace vllm_metal::cpu {
+
+namespace {
+
+// Everything the task needs, as plain pointers and numbers.
+struct AttentionTask {
+  AttentionBatch batch;
+  AttentionTile tile;  // what all tiles have in common; pointers to the first query and row
+  const int32_t* block_tables;  // [num_requests, blocks_per_request]
+  int blocks_per_request;
+
+  AttentionTile make_tile(const TileWork& work) const;
+  void operator()() const;
+};
+
+// `base` moved on by so many elements.
+const void* advanced(const void* base, ElementType type, int64_t elements) {
+  const int64_t item_size = type == ElementType::kFloat32 ? 4 : 2;
+  return static_cast<const char*>(base) + elements * item_size;
+}
+
+AttentionTile AttentionTask::make_tile(const TileWork& work) const {
+  AttentionTile result = tile;
+  const int64_t token = batch.query_starts[work.request] + work.first_query;
+  const int64_t head = static_cast<int64_t>(work.kv_head) * batch.group_size;
+  const int64_t cache_offset = static_cast<int64_t>(work.kv_head) * tile.head_dim;
+  result.num_queries = work.num_queries;
+  result.num_keys = work.num_keys - work.num_queries + 1;
+  result.queries =
+      advanced(tile.queries, tile.type, token * tile.query_stride + head * tile.query_head_stride);
+  result.output = const_cast<void*>(
+      advanced(tile.output, tile.type, token * tile.output_stride + head * tile.head_dim));
+  result.keys = advanced(tile.keys, tile.type, cache_offset);
+  result.values = advanced(tile.values, tile.type, cache_offset);
+  result.block_table = block_tables + static_cast<int64_t>(work.request) * blocks_per_request;
+  return result;
+}
+
+// Where the states of tiles that are computed in parts begin: [num_tiles], and the total.
+std::vector<int64_t> place_states(const AttentionPlan& plan, const AttentionKernels& kernels,
+                                  int group_size, int head_dim) {
+  std::vector<int64_t> begins{0};
+  for (const TileWork& tile : plan.tiles) {
+    const int64_t floats =
+        tile.num_parts == 1
+            ? 0
+            : tile.num_parts * kernels.state_floats(tile.num_queries * group_size, head_dim);
+    begins.push_back(begins.back() + floats);
+  }
+  return begins;
+}
+
+void AttentionTask::operator()() const {
+  const AttentionKernels& kernels = VLLM_METAL_KERNELS_OF(current_isa(), attention_kernels);
+  const AttentionPlan plan = plan_attention(batch, tile.head_dim, num_threads());
+  const std::vector<int64_t> state_begins =
+      place_states(plan, kernels, batch.group_size, tile.head_dim);
+  AlignedFloats states(state_begins.back());
+
+  const auto run_part = [&](const PartWork& part) {
+    const TileWork& work = plan.tiles[part.tile];
+    const AttentionTile current = make_tile(work);
+    const int num_rows = work.num_queries * batch.group_size;
+    const int64_t state_floats = kernels.state_floats(num_rows, tile.head_dim);
+    float* scratch = thread_scratch(state_floats + kernels.scratch_floats(num_rows, tile.head_dim));
+    if (work.num_parts == 1) {
+      kernels.attend(current, 0, work.num_keys, scratch, scratch + state_floats);
+      kernels.finish(current, scratch, 1);
+      return;
+    }
+    const int64_t begin = int64_t{part.part} * kKeySpan;
+    float* state = states.data() + state_begins[part.tile] + part.part * state_floats;
+    kernels.attend(current, begin, std::min(work.num_keys, begin + kKeySpan), state, scratch);
+  };
+  parallel_for(plan.parts.size(), plan.grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run_part(plan.parts[i]);
+  });
+
+  for (size_t i = 0; i < plan.tiles.size(); ++i) {
+    const TileWork& work = plan.tiles[i];
+    if (work.num_parts > 1)
+      kernels.finish(make_tile(work), states.data() + state_begins[i], work.num_parts);
+  }
+}
+
+// {queries, keys, values, query_starts, context_lens, block_tables} -> attended queries
+class VarlenAttention : public CpuPrimitive {
+ public:
+  VarlenAttention(float scale, int block_size) : scale_(scale), block_size_(block_size) {}
+
+  const char* name() const override { return "VarlenAttention"; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    for (int i = 1; i < 3; ++i) {
+      if (!inputs[i].flags().row_contiguous)
+        throw std::runtime_error("[varlen_attention] the caches must be row contiguous.");
+    }
+    allocate_output(outputs[0]);
+    const mx::array queries = with_contiguous_last_dimension(inputs[0]);
+    const mx::array& keys = inputs[1];
+    AttentionTask task{};
+    task.batch = {.num_requests = inputs[4].shape(0),
+                  .query_starts = inputs[3].data<int32_t>(),
+                  .context_lens = inputs[4].data<int32_t>(),
+                  .num_kv_heads = keys.shape(1),
+                  .group_size = queries.shape(1) / keys.shape(1)};
+    task.tile = {.type = element_type_of(queries.dtype()),
+                 .head_dim = queries.shape(2),
+                 .num_queries = 0,
+                 .group_size = task.batch.group_size,
+                 .scale = scale_,
+                 .num_keys = 0,
+                 .queries = queries.data<void>(),
+                 .query_stride = queries.strides()[0],
+                 .query_head_stride = queries.strides()[1],
+                 .output = outputs[0].data<void>(),
+                 .output_stride = int64_t{queries.shape(1)} * queries.shape(2),
+                 .keys = keys.data<void>(),
+                 .values = inputs[2].data<void>(),
+                 .cache_stride = int64_t{keys.shape(1)} * keys.shape(2),
+                 .block_table = nullptr,
+                 .block_size = block_size_};
+    task.block_tables = inputs[5].data<int32_t>();
+    task.blocks_per_request = inputs[5].shape(1);
+    dispatch(task);
+  }
+
+ private:
+  float scale_;
+  int block_size_;
+};
+
+}  // namespace
+
+mx::array varlen_attention(const mx::array& queries, const KVView& view, float scale) {
+  const BatchLayout& layout = view.layout;
+  return mx::array(queries.shape(), queries.dtype(),
+                   std::make_shared<VarlenAttention>(scale, layout.block_size),
+                   {queries, view.keys, view.values, layout.query_starts_array,
+                    layout.context_lens_array, layout.block_tables_array});
+}
+
+}  // namespace vllm_metal::cpu

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/device_kernels.h"
+
+#include <atomic>
+
+#include "common/mlx.h"
+
+namespace vllm_metal {
+
+namespace {
+std::atomic<bool> enabled{true};
+}
+
+bool device_kernels_enabled() { return enabled; }
+void set_device_kernels_enabled(bool value) { enabled = value; }
+
+bool use_cpu_kernels() { return enabled && mx::default_device() == mx::Device::cpu; }
+
+}  // namespace vllm_metal

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+namespace vllm_metal {
+
+// Whether ops on the current default device should use our kernels of that device. False
+// sends every op to its fallback: tests compare the two. Set before any op is built; not
+// thread-safe against ops being built.
+bool device_kernels_enabled();
+void set_device_kernels_enabled(bool enabled);
+
+// True when the default device is the CPU and kernels are enabled: where an op asks for its
+// CPU kernel.
+bool use_cpu_kernels();
+
+}  // namespace vllm_metal

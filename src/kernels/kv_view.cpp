@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/kv_view.h"
+
+#include <cassert>
+#include <utility>
+
+namespace vllm_metal {
+
+namespace {
+
+mx::array int32_array(const std::vector<int32_t>& values, mx::Shape shape) {
+  return mx::array(values.begin(), std::move(shape), mx::int32);
+}
+
+}  // namespace
+
+BatchLayout::BatchLayout(std::vector<int32_t> query_starts_, std::vector<int32_t> context_lens_,
+                         std::vector<int32_t> slot_mapping_, std::vector<int32_t> block_tables_,
+                         int32_t block_size_)
+    : query_starts(std::move(query_starts_)),
+      context_lens(std::move(context_lens_)),
+      slot_mapping(std::move(slot_mapping_)),
+      block_tables(std::move(block_tables_)),
+      block_size(block_size_),
+      query_starts_array(int32_array(query_starts, {static_cast<int>(query_starts.size())})),
+      context_lens_array(int32_array(context_lens, {static_cast<int>(context_lens.size())})),
+      slot_mapping_array(int32_array(slot_mapping, {static_cast<int>(slot_mapping.size())})),
+      block_tables_array(int32_array(block_tables, {num_requests(), blocks_per_request()})) {
+  assert(!context_lens.empty() && query_starts.size() == context_lens.size() + 1);
+  assert(slot_mapping.size() == static_cast<size_t>(num_tokens()));
+  assert(block_tables.size() % context_lens.size() == 0);
+}
+
+int BatchLayout::blocks_per_request() const {
+  return static_cast<int>(block_tables.size() / context_lens.size());
+}
+
+int64_t BatchLayout::row(int request, int64_t position) const {
+  const int32_t* table = block_tables.data() + static_cast<size_t>(request) * blocks_per_request();
+  if (block_size == 0) return table[0] + position;
+  return static_cast<int64_t>(table[position / block_size]) * block_size + position % block_size;
+}
+
+}  // namespace vllm_metal

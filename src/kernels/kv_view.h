@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/mlx.h"
+
+namespace vllm_metal {
+
+// Where the tokens of one step and the cached tokens of its requests lie. Plain data made once
+// a step, shared by all layers, the same for both kinds of KV cache:
+//
+//   packed queries, requests one after the other       cache rows of one layer, one row a token
+//   | r0 r0 r0 | r1 | r2 r2 |                          [num_rows, num_kv_heads, head_dim]
+//   query_starts: 0  3    4  6
+//
+//   contiguous: row of token t of request r = block_tables[r][0] + t         (block_size == 0)
+//   paged:      row = block_tables[r][t / block_size] * block_size + t % block_size
+//
+// Host vectors serve the fallbacks and checks, arrays of the same content the device kernels.
+struct BatchLayout {
+  BatchLayout(std::vector<int32_t> query_starts, std::vector<int32_t> context_lens,
+              std::vector<int32_t> slot_mapping, std::vector<int32_t> block_tables,
+              int32_t block_size);
+
+  int num_requests() const { return static_cast<int>(context_lens.size()); }
+  int num_tokens() const { return query_starts.back(); }
+  int blocks_per_request() const;
+  // Cache row of token `position` of request `request`.
+  int64_t row(int request, int64_t position) const;
+
+  std::vector<int32_t> query_starts;  // [num_requests + 1], first 0, last num_tokens
+  std::vector<int32_t> context_lens;  // [num_requests] tokens in the cache once this step has written
+  std::vector<int32_t> slot_mapping;  // [num_tokens] cache row that each token is written to
+  std::vector<int32_t> block_tables;  // [num_requests, blocks_per_request]
+  int32_t block_size;                 // tokens a block; 0: one contiguous range a request
+
+  mx::array query_starts_array;  // int32 [num_requests + 1]
+  mx::array context_lens_array;  // int32 [num_requests]
+  mx::array slot_mapping_array;  // int32 [num_tokens]
+  mx::array block_tables_array;  // int32 [num_requests, blocks_per_request]
+};
+
+// One layer's cache, as the ops of attention see it.
+struct KVView {
+  mx::array& keys;    // [num_rows, num_kv_heads, head_dim]; kv_write replaces the handle
+  mx::array& values;  // [num_rows, num_kv_heads, head_dim]
+  const BatchLayout& layout;
+};
+
+}  // namespace vllm_metal

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/split_rotary.h"
+
+#include <stdexcept>
+
+#include "common/text.h"
+#include "kernels/checks.h"
+#include "kernels/cpu/split_rotary.h"
+#include "kernels/device_kernels.h"
+
+namespace vllm_metal {
+
+namespace {
+
+void check_arguments(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads) {
+  if (heads.num_heads < 1 || heads.num_kv_heads < 1 || heads.head_dim < 1) {
+    throw std::invalid_argument(text("[split_rotary] num_heads, num_kv_heads and head_dim must be ",
+                                     "positive but are ", heads.num_heads, ", ", heads.num_kv_heads,
+                                     " and ", heads.head_dim, "."));
+  }
+  check_floating("split_rotary", "qkv", qkv);
+  const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
+  if (qkv.ndim() != 2 || qkv.shape(1) != width) {
+    throw std::invalid_argument(text("[split_rotary] qkv must have shape (num_tokens,", width,
+                                     ") for ", heads.num_heads, " + 2 * ", heads.num_kv_heads,
+                                     " heads of ", heads.head_dim, " but has ", qkv.shape(), "."));
+  }
+  if (cos_sin.dtype() != mx::float32) {
+    throw std::invalid_argument(
+        text("[split_rotary] cos_sin must be float32 but is ", cos_sin.dtype(), "."));
+  }
+  if (cos_sin.ndim() != 2 || cos_sin.shape(0) != qkv.shape(0) || cos_sin.shape(1) % 2 != 0 ||
+      cos_sin.shape(1) > heads.head_dim) {
+    throw std::invalid_argument(text("[split_rotary] cos_sin must have shape (", qkv.shape(0),
+                                     ",rotary_dim) with an even rotary_dim of at most ",
+                                     heads.head_dim, " but has ", cos_sin.shape(), "."));
+  }
+}
+
+// Columns [begin, end) of the last dimension.
+mx::array columns(const mx::array& x, int begin, int end) {
+  mx::Shape start(x.ndim(), 0);
+  mx::Shape stop = x.shape();
+  start.back() = begin;
+  stop.back() = end;
+  return mx::slice(x, std::move(start), std::move(stop));
+}
+
+// x [num_tokens, heads, head_dim], cos and sin [num_tokens, 1, rotary_dim / 2].
+mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin) {
+  const int half = cos.shape(2);
+  const int head_dim = x.shape(2);
+  const mx::array first = mx::astype(columns(x, 0, half), mx::float32);
+  const mx::array second = mx::astype(columns(x, half, 2 * half), mx::float32);
+  return mx::concatenate(
+      {mx::astype(first * cos - second * sin, x.dtype()),
+       mx::astype(second * cos + first * sin, x.dtype()), columns(x, 2 * half, head_dim)},
+      -1);
+}
+
+}  // namespace
+
+QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin,
+                           const HeadCounts& heads) {
+  check_arguments(qkv, cos_sin, heads);
+  if (use_cpu_kernels()) return cpu::split_rotary(qkv, cos_sin, heads);
+  return split_rotary_fallback(qkv, cos_sin, heads);
+}
+
+QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_sin,
+                                    const HeadCounts& heads) {
+  check_arguments(qkv, cos_sin, heads);
+  const int num_tokens = qkv.shape(0);
+  const int half = cos_sin.shape(1) / 2;
+  const mx::array cos = mx::expand_dims(columns(cos_sin, 0, half), 1);
+  const mx::array sin = mx::expand_dims(columns(cos_sin, half, 2 * half), 1);
+  // [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
+  const mx::array all = mx::unflatten(qkv, 1, {-1, heads.head_dim});
+  const int rotated = heads.num_heads + heads.num_kv_heads;
+  const auto head_range = [&](int begin, int end) {
+    return mx::slice(all, {0, begin, 0}, {num_tokens, end, heads.head_dim});
+  };
+  return {rotate(head_range(0, heads.num_heads), cos, sin),
+          rotate(head_range(heads.num_heads, rotated), cos, sin),
+          head_range(rotated, rotated + heads.num_kv_heads)};
+}
+
+}  // namespace vllm_metal

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/attention_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <tuple>
+
+#include "kernels/cpu/simd/attention.h"
+
+namespace vllm_metal::cpu {
+namespace {
+
+struct Batch {
+  std::vector<int32_t> query_starts;
+  std::vector<int32_t> context_lens;
+  int num_kv_heads;
+  int group_size;
+
+  AttentionPlan plan(int num_threads) const {
+    return plan_attention({static_cast<int>(context_lens.size()), query_starts.data(),
+                           context_lens.data(), num_kv_heads, group_size},
+                          64, num_threads);
+  }
+};
+
+const Batch kMixed{{0, 300, 301, 301, 302, 422}, {300, 5000, 7, 1, 1500}, 3, 3};
+
+TEST(AttentionPlan, EveryQueryOfEveryHeadOnce) {
+  for (int num_threads : {1, 2, 8, 64}) {
+    std::map<std::tuple<int, int, int>, int> seen;
+    for (const TileWork& tile : kMixed.plan(num_threads).tiles) {
+      for (int i = 0; i < tile.num_queries; ++i)
+        ++seen[{tile.request, tile.kv_head, tile.first_query + i}];
+      // The last query of a tile sees the keys up to its own.
+      const int num_queries =
+          kMixed.query_starts[tile.request + 1] - kMixed.query_starts[tile.request];
+      EXPECT_EQ(tile.num_keys, kMixed.context_lens[tile.request] - num_queries + tile.first_query +
+                                   tile.num_queries);
+    }
+    EXPECT_EQ(seen.size(), 422u * 3);
+    for (const auto& [query, count] : seen) EXPECT_EQ(count, 1);
+  }
+}
+
+TEST(AttentionPlan, PartsAreWholeTilesOrTheirSpans) {
+  for (int num_threads : {1, 2, 8, 64}) {
+    const AttentionPlan plan = kMixed.plan(num_threads);
+    size_t next = 0;
+    for (size_t i = 0; i < plan.tiles.size(); ++i) {
+      const TileWork& tile = plan.tiles[i];
+      if (tile.num_parts > 1) {
+        EXPECT_EQ(tile.num_parts, (tile.num_keys + kKeySpan - 1) / kKeySpan);
+      }
+      for (int part = 0; part < tile.num_parts; ++part, ++next) {
+        ASSERT_LT(next, plan.parts.size());
+        EXPECT_EQ(plan.parts[next].tile, static_cast<int>(i));
+        EXPECT_EQ(plan.parts[next].part, part);
+      }
+    }
+    EXPECT_EQ(next, plan.parts.size());
+    EXPECT_GE(plan.grain, 1);
+  }
+}
+
+TEST(AttentionPlan, SplitsALongDecodeForSeveralThreadsOnly) {
+  const Batch decode{{0, 1}, {4000}, 2, 4};
+  EXPECT_EQ(decode.plan(1).parts.size(), 2u);
+  EXPECT_EQ(decode.plan(2).parts.size(), 16u);
+}
+
+TEST(AttentionPlan, LeavesEnoughTilesWhole) {
+  Batch decodes{{0}, {}, 3, 3};
+  for (int i = 1; i <= 32; ++i) {
+    decodes.query_starts.push_back(i);
+    decodes.context_lens.push_back(2000);
+  }
+  EXPECT_EQ(decodes.plan(4).parts.size(), 32u * 3);
+}
+
+TEST(AttentionPlan, SmallWorkIsOneRange) {
+  const Batch decode{{0, 1, 2}, {20, 9}, 3, 3};
+  const AttentionPlan plan = decode.plan(8);
+  EXPECT_EQ(plan.grain, static_cast<int64_t>(plan.parts.size()));
+}
+
+TEST(AttentionPlan, NothingToDo) {
+  const Batch empty{{0, 0}, {12}, 3, 3};
+  EXPECT_TRUE(empty.plan(2).parts.empty());
+}
+
+}  // namespace
+}  // namespace vllm_metal::cpu

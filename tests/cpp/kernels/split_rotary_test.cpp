@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/split_rotary.h"
+
+#include <stdexcept>
+
+#include "kernels/kernel_test.h"
+
+namespace vllm_metal {
+namespace {
+
+using namespace testing_support;
+
+mx::array angles(int num_tokens, int rotary_dim, int first_position) {
+  std::vector<float> values;
+  for (int token = 0; token < num_tokens; ++token) {
+    for (double (*function)(double) :
+         {+[](double x) { return std::cos(x); }, +[](double x) { return std::sin(x); }}) {
+      for (int i = 0; i < rotary_dim / 2; ++i) {
+        const double frequency = std::pow(10000.0, -2.0 * i / rotary_dim);
+        values.push_back(static_cast<float>(function((first_position + token) * frequency)));
+      }
+    }
+  }
+  return mx::array(values.begin(), {num_tokens, rotary_dim}, mx::float32);
+}
+
+// x * cos + rotate_half(x) * sin with cos and sin repeated for both halves, as Hugging Face
+// writes it, in float64.
+std::vector<double> rotated(const std::vector<double>& head, const double* cos_sin,
+                            int rotary_dim) {
+  std::vector<double> result = head;
+  const int half = rotary_dim / 2;
+  for (int i = 0; i < rotary_dim; ++i) {
+    const double rotate_half = i < half ? -head[i + half] : head[i - half];
+    result[i] = head[i] * cos_sin[i % half] + rotate_half * cos_sin[half + i % half];
+  }
+  return result;
+}
+
+struct Reference {
+  std::vector<double> queries, keys, values;
+};
+
+Reference reference(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads) {
+  const auto x = values_of(qkv);
+  const auto table = values_of(cos_sin);
+  Reference result;
+  size_t next = 0;
+  for (int token = 0; token < qkv.shape(0); ++token) {
+    for (int head = 0; head < heads.num_heads + 2 * heads.num_kv_heads; ++head) {
+      std::vector<double> values(x.begin() + next, x.begin() + next + heads.head_dim);
+      next += heads.head_dim;
+      const bool is_query = head < heads.num_heads;
+      const bool is_value = head >= heads.num_heads + heads.num_kv_heads;
+      if (!is_value)
+        values = rotated(values, table.data() + token * cos_sin.shape(1), cos_sin.shape(1));
+      auto& target = is_query ? result.queries : is_value ? result.values : result.keys;
+      target.insert(target.end(), values.begin(), values.end());
+    }
+  }
+  return result;
+}
+
+void expect_matches(const QueryKeyValue& result, const Reference& expected, Tolerance tolerance) {
+  expect_close(result.queries, expected.queries, tolerance);
+  expect_close(result.keys, expected.keys, tolerance);
+  EXPECT_EQ(values_of(result.values), expected.values);
+}
+
+void expect_matches(const QueryKeyValue& result, const Reference& expected) {
+  expect_matches(result, expected, tolerance_of(result.queries.dtype()));
+}
+
+class SplitRotary : public KernelTestP {};
+INSTANTIATE_KERNEL_TESTS(SplitRotary);
+
+TEST_P(SplitRotary, MatchesReference) {
+  for (const auto& [heads, rotary_dim] : std::vector<std::pair<HeadCounts, int>>{{{9, 3, 64}, 64},
+                                                                                 {{4, 4, 8}, 8},
+                                                                                 {{2, 1, 24}, 24},
+                                                                                 {{3, 1, 80}, 32},
+                                                                                 {{2, 2, 96}, 18},
+                                                                                 {{1, 1, 6}, 2},
+                                                                                 {{2, 1, 16}, 0}}) {
+    const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
+    const auto qkv = random_array({7, width}, dtype(), 1);
+    const auto cos_sin = angles(7, rotary_dim, 1000);
+    const auto result = split_rotary(qkv, cos_sin, heads);
+    EXPECT_EQ(result.queries.shape(), (mx::Shape{7, heads.num_heads, heads.head_dim}));
+    EXPECT_EQ(result.keys.shape(), (mx::Shape{7, heads.num_kv_heads, heads.head_dim}));
+    EXPECT_EQ(result.values.shape(), (mx::Shape{7, heads.num_kv_heads, heads.head_dim}));
+    EXPECT_EQ(result.queries.dtype(), dtype());
+    expect_matches(result, reference(qkv, cos_sin, heads));
+  }
+}
+
+TEST_P(SplitRotary, ManyTokensOnSeveralThreads) {
+  const HeadCounts heads{9, 3, 64};
+  const auto qkv = random_array({150, 960}, dtype(), 2);
+  const auto cos_sin = angles(150, 64, 0);
+  expect_matches(split_rotary(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
+}
+
+TEST_P(SplitRotary, ReadsStridedRows) {
+  const HeadCounts heads{2, 1, 16};
+  const auto wide = random_array({5, 100}, dtype(), 3);
+  const auto slice = mx::slice(wide, {0, 20}, {5, 84});
+  const auto transposed = mx::transpose(random_array({64, 5}, dtype(), 4));
+  const auto cos_sin = mx::slice(angles(10, 16, 3), {0, 0}, {10, 16}, {2, 1});
+  for (const auto& qkv : {slice, transposed})
+    expect_matches(split_rotary(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
+}
+
+TEST_P(SplitRotary, FallbackAgrees) {
+  for (int rotary_dim : {0, 12, 24}) {
+    const HeadCounts heads{4, 2, 24};
+    const auto qkv = random_array({3, 192}, dtype(), 5);
+    const auto cos_sin = angles(3, rotary_dim, 17);
+    const auto expected = split_rotary_fallback(qkv, cos_sin, heads);
+    expect_matches(split_rotary_fallback(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
+    expect_matches(
+        split_rotary(qkv, cos_sin, heads),
+        {values_of(expected.queries), values_of(expected.keys), values_of(expected.values)},
+        fallback_tolerance_of(dtype()));
+  }
+}
+
+class SplitRotaryOnce : public KernelTest {};
+
+TEST_F(SplitRotaryOnce, IsOneNode) {
+  const auto qkv = random_array({2, 64}, mx::float32, 1);
+  const auto result = split_rotary(qkv, angles(2, 16, 0), {2, 1, 16});
+  EXPECT_EQ(result.queries.primitive_id(), result.keys.primitive_id());
+  EXPECT_EQ(result.queries.primitive_id(), result.values.primitive_id());
+  EXPECT_EQ(result.queries.inputs()[0].id(), qkv.id());
+}
+
+TEST_F(SplitRotaryOnce, ZeroTokens) {
+  const auto result = split_rotary(mx::zeros({0, 64}), mx::zeros({0, 16}), {2, 1, 16});
+  EXPECT_EQ(values_of(result.queries).size(), 0u);
+  EXPECT_EQ(values_of(result.values).size(), 0u);
+}
+
+TEST_F(SplitRotaryOnce, RefusesWhatDoesNotFit) {
+  const auto refuse = [](const mx::array& qkv, const mx::array& cos_sin, HeadCounts heads) {
+    return message_of<std::invalid_argument>([&] { split_rotary(qkv, cos_sin, heads); });
+  };
+  EXPECT_EQ(refuse(mx::zeros({2, 60}), mx::zeros({2, 16}), {2, 1, 16}),
+            "[split_rotary] qkv must have shape (num_tokens,64) for 2 + 2 * 1 heads of 16 but has "
+            "(2,60).");
+  EXPECT_EQ(refuse(mx::zeros({2, 64}), mx::zeros({3, 16}), {2, 1, 16}),
+            "[split_rotary] cos_sin must have shape (2,rotary_dim) with an even rotary_dim of at "
+            "most 16 but has (3,16).");
+  EXPECT_EQ(refuse(mx::zeros({2, 64}), mx::zeros({2, 18}), {2, 1, 16}),
+            "[split_rotary] cos_sin must have shape (2,rotary_dim) with an even rotary_dim of at "
+            "most 16 but has (2,18).");
+  EXPECT_EQ(refuse(mx::zeros({2, 64}), mx::zeros({2, 16}, mx::float16), {2, 1, 16}),
+            "[split_rotary] cos_sin must be float32 but is float16.");
+  EXPECT_EQ(refuse(mx::zeros({2, 64}), mx::zeros({2, 16}), {2, 0, 16}),
+            "[split_rotary] num_heads, num_kv_heads and head_dim must be positive but are 2, 0 "
+            "and 16.");
+}
+
+}  // namespace
+}  // namespace vllm_metal

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/varlen_attention.h"
+
+#include <stdexcept>
+
+#include "kernels/attention_batch.h"
+
+namespace vllm_metal {
+namespace {
+
+using namespace testing_support;
+
+// Prefill chunks with and without history, decodes from the first token on, lengths on both sides
+// of blocks and spans.
+const std::vector<RequestShape> kMixedBatch{{57, 20}, {33, 33}, {1, 1},   {5, 1},
+                                            {32, 1},  {64, 2},  {65, 1},  {700, 3},
+                                            {513, 1}, {512, 1}, {1500, 1}};
+
+float scale_of(int head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
+
+using AttentionOp = mx::array (*)(const mx::array&, const KVView&, float);
+
+mx::array run(const AttentionInputs& inputs, const PlacedBatch& batch,
+              AttentionOp op = varlen_attention) {
+  mx::array keys = fill_cache(batch, inputs.keys);
+  mx::array values = fill_cache(batch, inputs.values);
+  const KVView view{keys, values, batch.layout};
+  mx::array result = op(inputs.queries, view, scale_of(inputs.queries.shape(2)));
+  mx::eval(result);
+  return result;
+}
+
+// Requests [begin, end) of a batch, alone.
+AttentionInputs some_of(const AttentionInputs& inputs, int begin, int end) {
+  const auto starts = query_starts_of(inputs.requests);
+  int first_key = 0, last_key = 0;
+  for (int i = 0; i < end; ++i) {
+    if (i < begin) first_key += inputs.requests[i].context_len;
+    last_key += inputs.requests[i].context_len;
+  }
+  const auto rows = [](const mx::array& x, int from, int to) {
+    return mx::slice(x, {from, 0, 0}, {to, x.shape(1), x.shape(2)});
+  };
+  return {{inputs.requests.begin() + begin, inputs.requests.begin() + end},
+          rows(inputs.queries, starts[begin], starts[end]),
+          rows(inputs.keys, first_key, last_key),
+          rows(inputs.values, first_key, last_key)};
+}
+
+mx::array tokens_of(const mx::array& x, int begin, int end) {
+  return mx::slice(x, {begin, 0, 0}, {end, x.shape(1), x.shape(2)});
+}
+
+class VarlenAttention : public KernelTestP {};
+INSTANTIATE_KERNEL_TESTS(VarlenAttention);
+
+TEST_P(VarlenAttention, MatchesReferenceForHeadCountsAndSizes) {
+  for (const auto& [num_heads, num_kv_heads] : {std::pair{2, 2}, {6, 2}, {4, 1}, {8, 1}, {7, 1}}) {
+    for (int head_dim : {8, 24, 64, 80, 96, 128, 256}) {
+      const auto inputs = make_inputs(kMixedBatch, {num_heads, num_kv_heads, head_dim}, dtype());
+      const auto result = run(inputs, place(kMixedBatch, 0));
+      EXPECT_EQ(result.dtype(), dtype());
+      SCOPED_TRACE(testing::Message() << num_heads << "/" << num_kv_heads << " x " << head_dim);
+      ASSERT_NO_FATAL_FAILURE(
+          expect_close(result, attention_reference(inputs, scale_of(head_dim))));
+    }
+  }
+}
+
+TEST_P(VarlenAttention, AnyHeadSize) {
+  const std::vector<RequestShape> requests{{40, 7}, {19, 1}};
+  for (int head_dim : {1, 3, 20, 65, 72, 120, 264, 576}) {
+    const auto inputs = make_inputs(requests, {4, 2, head_dim}, dtype());
+    SCOPED_TRACE(head_dim);
+    ASSERT_NO_FATAL_FAILURE(expect_close(run(inputs, place(requests, 16)),
+                                         attention_reference(inputs, scale_of(head_dim))));
+  }
+}
+
+TEST_P(VarlenAttention, ManyQueryHeadsOfOneKeyHead) {
+  const std::vector<RequestShape> requests{{90, 4}, {33, 1}};
+  const auto inputs = make_inputs(requests, {71, 1, 16}, dtype());
+  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)));
+}
+
+TEST_P(VarlenAttention, LongPrefillCrossesTilesAndSpans) {
+  const std::vector<RequestShape> requests{{1100, 150}, {530, 530}};
+  const auto inputs = make_inputs(requests, {3, 1, 32}, dtype());
+  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(32)));
+}
+
+TEST_P(VarlenAttention, PagedEqualsContiguous) {
+  const auto inputs = make_inputs(kMixedBatch, {9, 3, 64}, dtype());
+  const auto contiguous = run(inputs, place(kMixedBatch, 0));
+  for (int block_size : {1, 8, 16, 32, 48, 128})
+    expect_equal(run(inputs, place(kMixedBatch, block_size, block_size)), contiguous);
+}
+
+TEST_P(VarlenAttention, BatchedEqualsAlone) {
+  const auto inputs = make_inputs(kMixedBatch, {9, 3, 64}, dtype());
+  const auto batched = run(inputs, place(kMixedBatch, 16));
+  const auto starts = query_starts_of(kMixedBatch);
+  for (int i = 0; i < static_cast<int>(kMixedBatch.size()); ++i) {
+    SCOPED_TRACE(i);
+    ASSERT_NO_FATAL_FAILURE(
+        expect_equal(run(some_of(inputs, i, i + 1), place({kMixedBatch[i]}, 16)),
+                     tokens_of(batched, starts[i], starts[i + 1])));
+  }
+}
+
+// A prompt in one piece, in chunks and token by token: every query comes out the same.
+TEST_P(VarlenAttention, ChunkedEqualsWhole) {
+  constexpr int kLength = 560;
+  const HeadShape heads{6, 2, 24};
+  const auto inputs = make_inputs({{kLength, kLength}}, heads, dtype());
+  const auto whole = run(inputs, place(inputs.requests, 16));
+  int begin = 0;
+  for (int chunk : {1, 31, 2, 64, 400, 58, 1, 1, 1, 1}) {
+    const int end = begin + chunk;
+    const AttentionInputs piece{{{end, chunk}},
+                                tokens_of(inputs.queries, begin, end),
+                                tokens_of(inputs.keys, 0, end),
+                                tokens_of(inputs.values, 0, end)};
+    SCOPED_TRACE(testing::Message() << begin << " to " << end);
+    ASSERT_NO_FATAL_FAILURE(
+        expect_equal(run(piece, place(piece.requests, 16)), tokens_of(whole, begin, end)));
+    begin = end;
+  }
+  ASSERT_EQ(begin, kLength);
+}
+
+TEST_P(VarlenAttention, ReadsStridedQueries) {
+  const std::vector<RequestShape> requests{{12, 5}, {30, 1}};
+  auto inputs = make_inputs(requests, {4, 2, 16}, dtype());
+  const auto fused = random_array({6, 9, 16}, dtype(), 7);
+  const auto of_fused = mx::slice(fused, {0, 3, 0}, {6, 7, 16});
+  const auto every_other = mx::slice(fused, {0, 1, 0}, {6, 9, 16}, {1, 2, 1});
+  const auto heads_first = mx::transpose(random_array({4, 6, 16}, dtype(), 8), {1, 0, 2});
+  const auto transposed = mx::transpose(random_array({16, 4, 6}, dtype(), 9));
+  for (const auto& queries : {of_fused, every_other, heads_first, transposed}) {
+    inputs.queries = queries;
+    expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)));
+  }
+}
+
+TEST_P(VarlenAttention, FallbackAgrees) {
+  const std::vector<RequestShape> requests{{57, 20}, {33, 33}, {1, 1}, {40, 0}, {130, 1}};
+  const auto inputs = make_inputs(requests, {6, 2, 32}, dtype());
+  for (int block_size : {0, 16}) {
+    const auto batch = place(requests, block_size);
+    const auto fallback = run(inputs, batch, varlen_attention_fallback);
+    EXPECT_EQ(fallback.dtype(), dtype());
+    expect_close(fallback, attention_reference(inputs, scale_of(32)),
+                 fallback_tolerance_of(dtype()));
+    expect_close(run(inputs, batch), values_of(fallback), fallback_tolerance_of(dtype()));
+  }
+}
+
+class VarlenAttentionOnce : public KernelTest {};
+
+TEST_F(VarlenAttentionOnce, LargeScoresDoNotOverflow) {
+  const std::vector<RequestShape> requests{{600, 2}};
+  auto inputs = make_inputs(requests, {2, 1, 16}, mx::float32);
+  inputs.queries = inputs.queries * 1000.0f;
+  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)),
+               {1e-4, 1e-4});
+}
+
+TEST_F(VarlenAttentionOnce, IsOneNode) {
+  const std::vector<RequestShape> requests{{3, 2}, {9, 1}};
+  const auto inputs = make_inputs(requests, {2, 1, 16}, mx::float32);
+  const auto batch = place(requests, 0);
+  mx::array keys = fill_cache(batch, inputs.keys);
+  mx::array values = fill_cache(batch, inputs.values);
+  const auto result = varlen_attention(inputs.queries, {keys, values, batch.layout}, 1.0f);
+  EXPECT_EQ(result.inputs()[0].id(), inputs.queries.id());
+  EXPECT_EQ(result.inputs()[1].id(), keys.id());
+}
+
+TEST_F(VarlenAttentionOnce, ZeroTokens) {
+  const std::vector<RequestShape> requests{{0, 0}, {9, 0}};
+  const auto inputs = make_inputs(requests, {2, 1, 16}, mx::float32);
+  for (int block_size : {0, 16}) {
+    for (AttentionOp op : {varlen_attention, varlen_attention_fallback}) {
+      const auto result = run(inputs, place(requests, block_size), op);
+      EXPECT_EQ(result.shape(), (mx::Shape{0, 2, 16}));
+    }
+  }
+}
+
+// What varlen_attention says of a cache of 32 rows, one key head and head_dim 16.
+std::string refusal(const mx::array& queries, const BatchLayout& layout,
+                    mx::Dtype dtype = mx::float32) {
+  mx::array keys = mx::zeros({32, 2, 16}, dtype);
+  mx::array values = keys;
+  return message_of<std::invalid_argument>([&] {
+    varlen_attention(queries, {keys, values, layout}, 1.0f);
+  });
+}
+
+TEST_F(VarlenAttentionOnce, RefusesQueriesThatDoNotFit) {
+  const BatchLayout layout({0, 2}, {2}, {0, 1}, {0}, 0);
+  EXPECT_EQ(refusal(mx::zeros({3, 4, 16}), layout),
+            "[varlen_attention] queries must have shape (2,num_heads,16) but have (3,4,16).");
+  EXPECT_EQ(refusal(mx::zeros({2, 4, 8}), layout),
+            "[varlen_attention] queries must have shape (2,num_heads,16) but have (2,4,8).");
+  EXPECT_EQ(refusal(mx::zeros({2, 3, 16}), layout),
+            "[varlen_attention] the number of query heads must be a multiple of 2, the number of "
+            "key heads, but is 3.");
+  EXPECT_EQ(refusal(mx::zeros({2, 4, 16}, mx::float16), layout),
+            "[varlen_attention] queries must have the dtype of the key cache, float32, but is "
+            "float16.");
+  EXPECT_EQ(refusal(mx::zeros({2, 4, 16}, mx::int32), layout, mx::int32),
+            "[varlen_attention] queries must be float32, float16 or bfloat16 but is int32.");
+}
+
+TEST_F(VarlenAttentionOnce, RefusesLayoutsBeyondTheCache) {
+  const auto queries = mx::zeros({2, 4, 16});
+  EXPECT_EQ(refusal(queries, BatchLayout({0, 2}, {1}, {0, 1}, {0}, 0)),
+            "[varlen_attention] request 0 has 2 queries, which must lie in [0, 1], its "
+            "context_len.");
+  EXPECT_EQ(refusal(queries, BatchLayout({0, 2}, {10}, {0, 1}, {23}, 0)),
+            "[varlen_attention] block_tables of request 0 must name rows in [0, 32) but reach "
+            "from row 23 to row 32.");
+  EXPECT_EQ(refusal(queries, BatchLayout({0, 2}, {10}, {0, 1}, {1, 4}, 8)),
+            "[varlen_attention] block_tables of request 0 must name rows in [0, 32) but reach "
+            "from block 1 to row 39.");
+  EXPECT_EQ(refusal(queries, BatchLayout({0, 2}, {10}, {0, 1}, {1}, 8)),
+            "[varlen_attention] request 0 has 10 cached tokens, 2 blocks, but block_tables has "
+            "room for 1.");
+  EXPECT_EQ(refusal(queries, BatchLayout({0, 2}, {10}, {0, 1}, {0}, 12)),
+            "[varlen_attention] the cache must have whole blocks of 12 rows but has 32 rows.");
+}
+
+}  // namespace
+}  // namespace vllm_metal
