@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/contiguous_kv_cache.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "common/mlx_buffer.h"
+#include "common/text.h"
+#include "kernels/kv_write.h"
+
+namespace vllm_metal {
+
+namespace {
+
+// Rows by which a range grows: small against a model's memory, large against the moves it saves.
+constexpr int64_t kChunk = 256;
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+ContiguousKVCache::ContiguousKVCache(const KVCacheSpec& spec, int64_t max_tokens, int block_size)
+    : spec_(spec), max_rows_(max_tokens), block_size_(block_size) {
+  if (max_tokens < 1 || max_tokens > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument(
+        text("[kv_cache] max_tokens must be from 1 to 2^31 - 1 but is ", max_tokens, "."));
+  if (block_size < 1)
+    throw std::invalid_argument(
+        text("[kv_cache] block_size must be positive but is ", block_size, "."));
+  rebuild(0);
+}
+
+int64_t ContiguousKVCache::whole_blocks(int64_t tokens) const {
+  return round_up(tokens, block_size_);
+}
+
+int64_t ContiguousKVCache::reserved_tokens() const {
+  return std::accumulate(ranges_.begin(), ranges_.end(), int64_t{0},
+                         [this](int64_t sum, const auto& entry) {
+                           return sum + whole_blocks(entry.second.num_tokens);
+                         });
+}
+
+void ContiguousKVCache::reserve(RequestKey key, int64_t num_tokens) {
+  auto found = ranges_.find(key);
+  const int64_t held = found == ranges_.end() ? 0 : whole_blocks(found->second.num_tokens);
+  if (reserved_tokens() - held + whole_blocks(num_tokens) > max_rows_)
+    throw std::runtime_error(text("[kv_cache] ", num_tokens, " tokens do not fit: ",
+                                  reserved_tokens() - held, " of ", max_rows_, " are in use."));
+  Range& range = ranges_[key];
+  if (num_tokens <= range.capacity) {
+    range.num_tokens = num_tokens;
+    return;
+  }
+  const int64_t capacity =
+      std::min(round_up(num_tokens, kChunk), whole_blocks(num_tokens) + kChunk);
+  if (!extend_in_place(range, capacity)) {
+    int64_t start = find_hole(capacity);
+    if (start < 0 && num_rows_ < max_rows_) {
+      const int64_t wanted = std::accumulate(
+          ranges_.begin(), ranges_.end(), capacity,
+          [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+      range.num_tokens = num_tokens;
+      rebuild(std::min(max_rows_, std::max(wanted, num_rows_ + num_rows_ / 2)));
+      return;
+    }
+    if (start < 0) {  // at the limit: pack; every request fits in its whole blocks
+      range.num_tokens = num_tokens;
+      rebuild(max_rows_);
+      return;
+    }
+    move_range(range, static_cast<int32_t>(start), capacity);
+  }
+  range.num_tokens = num_tokens;
+}
+
+void ContiguousKVCache::release(RequestKey key) {
+  ranges_.erase(key);
+  if (ranges_.empty()) {
+    rebuild(0);
+    return;
+  }
+  const int64_t used =
+      std::accumulate(ranges_.begin(), ranges_.end(), int64_t{0},
+                      [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+  if (used * 4 <= num_rows_ && num_rows_ > 4 * kChunk) rebuild(std::max(used, num_rows_ / 2));
+}
+
+KVView ContiguousKVCache::view(int layer, const BatchLayout& layout) {
+  return {keys_[static_cast<size_t>(layer)], values_[static_cast<size_t>(layer)], layout};
+}
+
+std::vector<ContiguousKVCache::Range*> ContiguousKVCache::ordered_ranges() {
+  std::vector<Range*> ordered;
+  for (auto& [key, range] : ranges_)
+    if (range.capacity > 0) ordered.push_back(&range);
+  std::sort(ordered.begin(), ordered.end(),
+            [](const Range* a, const Range* b) { return a->start < b->start; });
+  return ordered;
+}
+
+bool ContiguousKVCache::extend_in_place(Range& range, int64_t capacity) {
+  if (range.capacity == 0) return false;
+  int64_t limit = num_rows_;
+  for (const auto& [key, other] : ranges_)
+    if (other.capacity > 0 && other.start > range.start)
+      limit = std::min<int64_t>(limit, other.start);
+  if (range.start + capacity > limit) return false;
+  range.capacity = capacity;
+  return true;
+}
+
+int64_t ContiguousKVCache::find_hole(int64_t rows) {
+  int64_t end = 0;  // of the range before
+  for (const Range* range : ordered_ranges()) {
+    if (range->start - end >= rows) return end;
+    end = range->start + range->capacity;
+  }
+  return num_rows_ - end >= rows ? end : -1;
+}
+
+void ContiguousKVCache::move_range(Range& range, int32_t new_start, int64_t new_capacity) {
+  if (range.num_tokens > 0) {
+    const auto tokens = static_cast<int32_t>(range.num_tokens);
+    std::vector<int32_t> rows(static_cast<size_t>(tokens));
+    std::iota(rows.begin(), rows.end(), new_start);
+    const BatchLayout target({0, tokens}, {tokens}, std::move(rows), {new_start}, 0);
+    const mx::Shape begin{range.start, 0, 0},
+        end{range.start + tokens, spec_.num_kv_heads, spec_.head_dim};
+    for (int layer = 0; layer < spec_.num_layers; ++layer) {
+      KVView target_view = view(layer, target);
+      kv_write(target_view, mx::slice(target_view.keys, begin, end),
+               mx::slice(target_view.values, begin, end));
+    }
+  }
+  range.start = new_start;
+  range.capacity = new_capacity;
+}
+
+void ContiguousKVCache::rebuild(int64_t new_rows) {
+  std::vector<int32_t> source(static_cast<size_t>(new_rows),
+                              0);  // row of the old slab for each of the new
+  int64_t needed = 0;
+  for (const auto& [key, range] : ranges_) needed += whole_blocks(range.num_tokens);
+  const int64_t spare =
+      ranges_.empty() ? 0 : (new_rows - needed) / static_cast<int64_t>(ranges_.size());
+  // A range that is new has no rows yet: it comes last.
+  auto ordered = ordered_ranges();
+  for (auto& [key, range] : ranges_)
+    if (range.capacity == 0) ordered.push_back(&range);
+  int64_t next = 0;
+  for (Range* range : ordered) {
+    const int64_t capacity = whole_blocks(range->num_tokens) + std::min(spare, kChunk);
+    for (int64_t i = 0; i < std::min(range->num_tokens, range->capacity); ++i)
+      source[static_cast<size_t>(next + i)] = static_cast<int32_t>(range->start + i);
+    range->start = static_cast<int32_t>(next);
+    range->capacity = capacity;
+    next += capacity;
+  }
+  const mx::Shape shape{static_cast<int>(new_rows), spec_.num_kv_heads, spec_.head_dim};
+  const bool copy = num_rows_ > 0 && new_rows > 0;
+  const mx::array rows(source.begin(), {static_cast<int>(new_rows)}, mx::int32);
+  auto renew = [&](std::vector<mx::array>& slabs) {
+    if (slabs.empty()) slabs.assign(static_cast<size_t>(spec_.num_layers), mx::array(0.0f));
+    for (auto& slab : slabs)
+      slab = copy ? mx::take(slab, rows, 0) : uninitialized(shape, spec_.dtype);
+  };
+  renew(keys_);
+  renew(values_);
+  num_rows_ = new_rows;
+}
+
+}  // namespace vllm_metal
