@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loading, dtypes and errors of whole models. Their numbers are compared with transformers in
+// tests/parity.
+#include <gmock/gmock.h>
+
+#include <numeric>
+#include <set>
+#include <stdexcept>
+
+#include "cache/contiguous_kv_cache.h"
+#include "models/registry.h"
+#include "support/temp_dir.h"
+#include "support/tiny_llama.h"
+
+namespace vllm_metal {
+namespace {
+
+using test::TempDir;
+using test::TinyLlama;
+using testing::AllOf;
+using testing::HasSubstr;
+
+std::unique_ptr<Model> load(const TempDir& dir, const std::string& config, mx::Dtype dtype) {
+  return load_model(dir.path(), ModelConfig::from_json(Json::parse(config)), dtype);
+}
+
+// A prompt of `count` tokens of one request, through the model.
+struct Forward {
+  Forward(const Model& model, int32_t count)
+      : cache(model.kv_cache_spec(), 1024, 16),
+        positions(count),
+        lens{count},
+        layout(make_layout(count)) {
+    std::iota(positions.begin(), positions.end(), 0);
+    ForwardContext context{layout, positions, lens, cache};
+    hidden = model.forward(mx::array(positions.begin(), {count}, mx::int32), context);
+    logits = model.logits(hidden);
+  }
+  BatchLayout make_layout(int32_t count) {
+    cache.reserve(1, count);
+    std::vector<int32_t> slots(static_cast<size_t>(count));
+    std::iota(slots.begin(), slots.end(), cache.first_row(1));
+    return BatchLayout({0, count}, {count}, slots, {cache.first_row(1)}, 0);
+  }
+  ContiguousKVCache cache;
+  std::vector<int32_t> positions, lens;
+  BatchLayout layout;
+  mx::array hidden{0.0f}, logits{0.0f};
+};
+
+// Dtypes of all floating-point results in the graph of `array`, weights left out.
+std::set<std::string> floating_dtypes(const mx::array& output) {
+  std::set<std::string> names;
+  std::set<std::uintptr_t> visited;
+  std::vector<mx::array> stack{output};
+  while (!stack.empty()) {
+    const mx::array array = stack.back();
+    stack.pop_back();
+    if (!array.has_primitive() || !visited.insert(array.id()).second) continue;
+    if (mx::issubdtype(array.dtype(), mx::floating))
+      names.insert(text(array.dtype()));
+    for (const auto& input : array.inputs()) stack.push_back(input);
+  }
+  return names;
+}
+
+TEST(Llama, ActivationsKeepTheirDtypeForEveryPairOfActivationAndScaleDtype) {
+  for (mx::Dtype scales : {mx::float32, mx::float16, mx::bfloat16}) {
+    TempDir dir;
+    TinyLlama tiny{.tied = false, .attention_bias = true, .dtype = scales, .bits = 4};
+    tiny.write(dir);
+    for (mx::Dtype activations : {mx::float32, mx::float16, mx::bfloat16}) {
+      const auto model = load(dir, tiny.config_json(), activations);
+      Forward forward(*model, 5);
+      EXPECT_EQ(forward.logits.dtype(), activations);
+      EXPECT_EQ(floating_dtypes(forward.logits),
+                std::set<std::string>{text(activations)})
+          << "scales " << text(scales);
+    }
+  }
+}
+
+TEST(Llama, QuantisedWeightsGiveTheLogitsOfTheirDequantisedTwins) {
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    TempDir packed, plain;
+    TinyLlama tiny{.tied = bits != 4,
+                   .bits = bits,
+                   .other_bits = {{"model.layers.0.self_attn.k_proj", bits == 8 ? 4 : 8}}};
+    tiny.write(packed);
+    auto tensors = tiny.tensors();
+    std::map<std::string, mx::array> dequantized;
+    for (const auto& [name, array] : tensors) {
+      if (name.ends_with(".scales") || name.ends_with(".biases")) continue;
+      const std::string module = name.substr(0, name.rfind('.'));
+      const auto other = tiny.other_bits.find(module);
+      const int own_bits = other == tiny.other_bits.end() ? bits : other->second;
+      const auto scales = tensors.find(module + ".scales");
+      dequantized.emplace(name, scales == tensors.end()
+                                    ? array
+                                    : mx::dequantize(array, scales->second,
+                                                     tensors.at(module + ".biases"), 32, own_bits));
+    }
+    for (auto& [name, array] : dequantized) array.eval();
+    test::write_safetensors(plain.path() / "model.safetensors", dequantized);
+    TinyLlama plain_config = tiny;
+    plain_config.bits.reset();
+    Forward expected(*load(plain, plain_config.config_json(), mx::float32), 12);
+    Forward got(*load(packed, tiny.config_json(), mx::float32), 12);
+    const float worst = mx::max(mx::abs(mx::subtract(expected.logits, got.logits))).item<float>();
+    EXPECT_LE(worst, 1e-4f * mx::max(mx::abs(expected.logits)).item<float>()) << bits << " bits";
+  }
+}
+
+TEST(Llama, PaddedVocabularyIsCutOff) {
+  TempDir dir;
+  TinyLlama tiny{.tied = false};
+  auto tensors = tiny.tensors();
+  const auto padding = mx::full({6, tiny.hidden_size}, 1e6f, mx::float32);
+  for (const char* name : {"model.embed_tokens.weight", "lm_head.weight"})
+    tensors.at(name) = mx::concatenate({tensors.at(name), padding}, 0);
+  for (auto& [name, array] : tensors) array.eval();
+  test::write_safetensors(dir.path() / "model.safetensors", tensors);
+  Forward forward(*load(dir, tiny.config_json(), mx::float32), 3);
+  EXPECT_EQ(forward.logits.shape(), (mx::Shape{3, tiny.vocab_size}));
+  EXPECT_LT(mx::max(mx::abs(forward.logits)).item<float>(), 1e4f);
+}
+
+class LlamaErrors : public testing::Test {
+ protected:
+  std::string error(const std::map<std::string, mx::array>& tensors, const std::string& config) {
+    TempDir dir;
+    test::write_safetensors(dir.path() / "model.safetensors", tensors);
+    try {
+      load(dir, config, mx::float32);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+  TinyLlama tiny_;
+};
+
+TEST_F(LlamaErrors, MissingSurplusAndMisshapedTensorsAreNamed) {
+  auto tensors = tiny_.tensors();
+  tensors.erase("model.layers.1.mlp.up_proj.weight");
+  EXPECT_THAT(error(tensors, tiny_.config_json()),
+              HasSubstr("model.layers.1.mlp.up_proj.weight is missing"));
+
+  tensors = tiny_.tensors();
+  tensors.emplace("model.layers.7.extra.weight", mx::zeros({2}));
+  EXPECT_THAT(error(tensors, tiny_.config_json()), HasSubstr("model.layers.7.extra.weight"));
+
+  tensors = tiny_.tensors();
+  tensors.at("model.norm.weight") = mx::zeros({3});
+  EXPECT_THAT(error(tensors, tiny_.config_json()),
+              AllOf(HasSubstr("model.norm.weight"), HasSubstr("[64]"), HasSubstr("[3]")));
+
+  tensors = tiny_.tensors();
+  tensors.at("model.embed_tokens.weight") = mx::zeros({100, 64});
+  EXPECT_THAT(error(tensors, tiny_.config_json()),
+              AllOf(HasSubstr("vocab_size (128)"), HasSubstr("[100, 64]")));
+}
+
+TEST_F(LlamaErrors, QuantisationThatConfigAndFilesDisagreeOnIsNamed) {
+  TinyLlama quantized{.bits = 4};
+  EXPECT_THAT(error(quantized.tensors(), tiny_.config_json()), HasSubstr("no quantization for"));
+  TinyLlama other{.bits = 8};
+  EXPECT_THAT(error(quantized.tensors(), other.config_json()),
+              AllOf(HasSubstr("model.embed_tokens.weight"), HasSubstr("shape")));
+}
+
+TEST_F(LlamaErrors, UnsupportedArchitecturesAndSettingsAreNamed) {
+  auto replaced = [&](std::string from, std::string to) {
+    std::string config = tiny_.config_json();
+    return config.replace(config.find(from), from.size(), to);
+  };
+  EXPECT_THAT(
+      error(tiny_.tensors(), replaced("LlamaForCausalLM", "FooForCausalLM")),
+      AllOf(HasSubstr("'FooForCausalLM'"), HasSubstr("LlamaForCausalLM, MistralForCausalLM")));
+  EXPECT_THAT(error(tiny_.tensors(),
+                    replaced("\"rms_norm_eps\"", "\"sliding_window\":4096,\"rms_norm_eps\"")),
+              HasSubstr("sliding_window"));
+  EXPECT_THAT(error(tiny_.tensors(),
+                    replaced("\"rms_norm_eps\"", "\"hidden_act\":\"gelu\",\"rms_norm_eps\"")),
+              HasSubstr("'gelu'"));
+}
+
+}  // namespace
+}  // namespace vllm_metal
