@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps as the scheduler may ask for them: whatever the order, the batch and the cut of the
+// prompt, a request's tokens are the ones it gets alone.
+#include "runner/model_runner.h"
+
+#include <gmock/gmock.h>
+
+#include <random>
+#include <stdexcept>
+
+#include "support/temp_dir.h"
+#include "support/tiny_llama.h"
+
+namespace vllm_metal {
+namespace {
+
+using test::TempDir;
+using test::TinyLlama;
+using testing::HasSubstr;
+using Tokens = std::vector<int32_t>;
+
+const SamplingParams kGreedy{.temperature = 0.0f};
+
+class ModelRunnerTest : public testing::Test {
+ protected:
+  void SetUp() override { start(TinyLlama{.num_layers = 3}); }
+
+  void start(const TinyLlama& tiny, mx::Dtype dtype = mx::float32, int64_t cache_tokens = 100000) {
+    dir_ = std::make_unique<TempDir>();
+    tiny.write(*dir_);
+    runner_ = std::make_unique<ModelRunner>(
+        ModelRunnerOptions{dir_->path(), read_model_config(dir_->path()), dtype, {}});
+    runner_->initialize_kv_cache(cache_tokens, 16);
+  }
+
+  static Tokens prompt(int seed, int length) {
+    std::mt19937 random(static_cast<unsigned>(seed));
+    Tokens tokens;
+    for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % 128));
+    return tokens;
+  }
+
+  // The whole prompt at once, then a token a step.
+  Tokens generate(const std::string& id, const Tokens& prompt, int count,
+                  const SamplingParams& sampling = kGreedy) {
+    Tokens generated;
+    auto computed = static_cast<int32_t>(prompt.size());
+    StepInput input{.new_requests = {{id, prompt, sampling}}, .scheduled = {{id, 0, computed}}};
+    for (int i = 0; i < count; ++i) {
+      generated.push_back(runner_->step(input).token_ids.at(0));
+      input = {.scheduled = {{id, computed++, 1}}};
+    }
+    runner_->step({.finished = {id}});
+    return generated;
+  }
+
+  std::unique_ptr<TempDir> dir_;
+  std::unique_ptr<ModelRunner> runner_;
+};
+
+TEST_F(ModelRunnerTest, ChunkedPromptsGiveTheSameTokens) {
+  const Tokens tokens = prompt(1, 37);
+  const Tokens expected = generate("whole", tokens, 8);
+  for (int chunk : {1, 5, 16, 36}) {
+    Tokens generated;
+    StepInput input{.new_requests = {{"c", tokens, kGreedy}}};
+    int32_t computed = 0;
+    while (generated.size() < expected.size()) {
+      const int32_t known = 37 + static_cast<int32_t>(generated.size());
+      const int32_t count = std::min<int32_t>(chunk, known - computed);
+      input.scheduled = {{"c", computed, count}};
+      const int32_t token = runner_->step(input).token_ids.at(0);
+      computed += count;
+      if (computed < known) {
+        EXPECT_EQ(token, StepOutput::kNoToken);
+      } else {
+        generated.push_back(token);
+      }
+      input = {};
+    }
+    EXPECT_EQ(generated, expected) << "chunks of " << chunk;
+    runner_->step({.finished = {"c"}});
+  }
+}
+
+TEST_F(ModelRunnerTest, MixedBatchesGiveTheTokensOfRequestsAlone) {
+  constexpr int kRequests = 12, kTokens = 10;
+  std::vector<Tokens> prompts, expected, generated(kRequests);
+  for (int r = 0; r < kRequests; ++r) {
+    prompts.push_back(prompt(r, 1 + 9 * r));
+    expected.push_back(generate("alone", prompts.back(), kTokens));
+  }
+  // Requests join one after the other and their prompts come in chunks of 16, so that steps mix
+  // chunks and decodes.
+  std::vector<int32_t> computed(kRequests, 0);
+  int joined = 0;
+  for (bool busy = true; busy;) {
+    StepInput input;
+    if (joined < kRequests) {
+      input.new_requests.push_back(
+          {std::to_string(joined), prompts[static_cast<size_t>(joined)], kGreedy});
+      ++joined;
+    }
+    std::vector<size_t> rows;
+    for (size_t r = 0; r < static_cast<size_t>(joined); ++r) {
+      const auto known = static_cast<int32_t>(prompts[r].size() + generated[r].size());
+      if (generated[r].size() == kTokens) continue;
+      const int32_t count = std::min<int32_t>(16, known - computed[r]);
+      input.scheduled.push_back({std::to_string(r), computed[r], count});
+      computed[r] += count;
+      rows.push_back(r);
+    }
+    busy = !rows.empty();
+    const StepOutput output = runner_->step(input);
+    StepInput finished;
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (output.token_ids[i] >= 0) generated[rows[i]].push_back(output.token_ids[i]);
+  }
+  for (size_t r = 0; r < kRequests; ++r) EXPECT_EQ(generated[r], expected[r]) << r;
+}
+
+TEST_F(ModelRunnerTest, PreemptedRequestsResumeWithTheirTokens) {
+  const Tokens tokens = prompt(3, 20);
+  const Tokens expected = generate("alone", tokens, 9);
+  Tokens generated;
+  runner_->step({.new_requests = {{"p", tokens, kGreedy}}});
+  StepOutput output = runner_->step({.scheduled = {{"p", 0, 20}}});
+  generated.push_back(output.token_ids[0]);
+  for (int i = 0; i < 3; ++i)
+    generated.push_back(runner_->step({.scheduled = {{"p", 20 + i, 1}}}).token_ids[0]);
+  const size_t held = runner_->kv_cache_bytes();
+  runner_->step({.preempted = {"p"}});
+  EXPECT_GT(held, 0u);
+  EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
+  Tokens all = tokens;
+  all.insert(all.end(), generated.begin(), generated.end());
+  generated.push_back(
+      runner_->step({.updates = {{"p", all}}, .scheduled = {{"p", 0, 24}}}).token_ids[0]);
+  for (int i = 0; i < 4; ++i)
+    generated.push_back(runner_->step({.scheduled = {{"p", 24 + i, 1}}}).token_ids[0]);
+  EXPECT_EQ(generated, expected);
+}
+
+TEST_F(ModelRunnerTest, AResumedRequestMayComeAsANewOne) {
+  const Tokens tokens = prompt(4, 11);
+  const SamplingParams seeded{.temperature = 1.0f, .seed = 42};
+  const Tokens expected = generate("alone", tokens, 6, seeded);
+  Tokens all = tokens;
+  all.insert(all.end(), expected.begin(), expected.begin() + 3);
+  const StepOutput output =
+      runner_->step({.new_requests = {{"r", all, seeded, 3}}, .scheduled = {{"r", 0, 14}}});
+  EXPECT_EQ(output.token_ids[0], expected[3]);
+}
+
+TEST_F(ModelRunnerTest, SeededDrawsDoNotDependOnTheBatch) {
+  const SamplingParams seeded{.temperature = 0.9f, .top_p = 0.95f, .top_k = 40, .seed = 7};
+  const Tokens tokens = prompt(5, 9);
+  const Tokens expected = generate("alone", tokens, 12, seeded);
+  Tokens generated;
+  StepInput input{
+      .new_requests = {{"a", prompt(6, 30), {.temperature = 1.0f}}, {"b", tokens, seeded}},
+      .scheduled = {{"a", 0, 30}, {"b", 0, 9}}};
+  for (int i = 0; i < 12; ++i) {
+    generated.push_back(runner_->step(input).token_ids.at(1));
+    input = {.scheduled = {{"a", 30 + i, 1}, {"b", 9 + i, 1}}};
+  }
+  EXPECT_EQ(generated, expected);
+  EXPECT_NE(generate("other", tokens, 12, {.temperature = 0.9f, .seed = 8}), expected);
+}
+
+TEST_F(ModelRunnerTest, IdsMayBeUsedAgain) {
+  const Tokens first = generate("x", prompt(7, 15), 5);
+  generate("x", prompt(8, 33), 5);
+  EXPECT_EQ(generate("x", prompt(7, 15), 5), first);
+  // Finished and new in the same step.
+  runner_->step({.new_requests = {{"x", prompt(8, 3), kGreedy}}, .scheduled = {{"x", 0, 3}}});
+  const StepOutput output = runner_->step({.finished = {"x"},
+                                           .new_requests = {{"x", prompt(7, 15), kGreedy}},
+                                           .scheduled = {{"x", 0, 15}}});
+  EXPECT_EQ(output.token_ids[0], first[0]);
+}
+
+TEST_F(ModelRunnerTest, MemoryComesBackWhenRequestsEnd) {
+  generate("warm", prompt(9, 50), 3);
+  mx::synchronize();
+  const size_t before = mx::get_active_memory();
+  generate("x", prompt(9, 3000), 3);
+  mx::synchronize();
+  EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
+  EXPECT_LE(mx::get_active_memory(), before + 4096);
+}
+
+TEST_F(ModelRunnerTest, NodesDoNotGrowWithTheBatch) {
+  runner_->count_nodes(true);
+  std::vector<size_t> nodes;
+  for (int batch : {1, 32}) {
+    StepInput input, decode;
+    for (int r = 0; r < batch; ++r) {
+      input.new_requests.push_back({std::to_string(r), prompt(r, 5 + r), kGreedy});
+      input.scheduled.push_back({std::to_string(r), 0, 5 + r});
+      decode.scheduled.push_back({std::to_string(r), 5 + r, 1});
+    }
+    runner_->step(input);
+    runner_->step(decode);
+    nodes.push_back(runner_->last_step_nodes());
+  }
+  EXPECT_EQ(nodes[0], nodes[1]);
+}
+
+TEST_F(ModelRunnerTest, ALayerIsTenNodes) {
+  auto nodes_of = [&](int layers) {
+    start(TinyLlama{.num_layers = layers});
+    runner_->count_nodes(true);
+    generate("x", prompt(1, 4), 2);
+    return runner_->last_step_nodes();
+  };
+  const size_t four = nodes_of(4), two = nodes_of(2);
+  EXPECT_LE((four - two) / 2, 11u);
+  RecordProperty("nodes_per_layer", static_cast<int>((four - two) / 2));
+}
+
+TEST_F(ModelRunnerTest, NanEndsOneRequestOnly) {
+  TinyLlama tiny;
+  dir_ = std::make_unique<TempDir>();
+  auto tensors = tiny.tensors();
+  // Token 127 has an embedding of NaN: whoever uses it fails. Untied, so that no other logit is
+  // touched.
+  tiny.tied = false;
+  tensors = tiny.tensors();
+  mx::array& embedding = tensors.at("model.embed_tokens.weight");
+  embedding =
+      mx::slice_update(embedding, mx::full({1, 64}, NAN), mx::Shape{127, 0}, mx::Shape{128, 64});
+  embedding.eval();
+  test::write_safetensors(dir_->path() / "model.safetensors", tensors);
+  runner_ = std::make_unique<ModelRunner>(
+      ModelRunnerOptions{dir_->path(), Json::parse(tiny.config_json()), mx::float32, {}});
+  runner_->initialize_kv_cache(1000, 16);
+  const StepOutput alone = runner_->step(
+      {.new_requests = {{"good", {1, 2, 3}, kGreedy}}, .scheduled = {{"good", 0, 3}}});
+  const StepOutput output =
+      runner_->step({.finished = {"good"},
+                     .new_requests = {{"bad", {1, 127, 3}, kGreedy}, {"good", {1, 2, 3}, kGreedy}},
+                     .scheduled = {{"bad", 0, 3}, {"good", 0, 3}}});
+  EXPECT_EQ(output.token_ids[0], SampleOutput::kFailed);
+  EXPECT_EQ(output.token_ids[1], alone.token_ids[0]);
+}
+
+TEST_F(ModelRunnerTest, ContradictionsAreNamed) {
+  auto error = [&](const StepInput& input) -> std::string {
+    try {
+      runner_->step(input);
+    } catch (const std::exception& caught) {
+      return caught.what();
+    }
+    return "no error";
+  };
+  EXPECT_THAT(error({.scheduled = {{"nobody", 0, 1}}}), HasSubstr("'nobody' is unknown"));
+  EXPECT_THAT(error({.new_requests = {{"e", {}, kGreedy}}}), HasSubstr("no tokens"));
+  EXPECT_THAT(error({.new_requests = {{"t", {1, 2}, {.temperature = -1.0f}}}}),
+              HasSubstr("temperature"));
+  EXPECT_THAT(error({.new_requests = {{"s", {1, 2}, kGreedy}}, .scheduled = {{"s", 0, 3}}}),
+              HasSubstr("2 tokens"));
+  EXPECT_EQ(generate("after", prompt(1, 5), 2).size(), 2u);  // and the runner goes on
+}
+
+}  // namespace
+}  // namespace vllm_metal
