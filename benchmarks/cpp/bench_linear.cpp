@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times the CPU's matrix products on the shapes of SmolLM2-135M, against what this machine's memory
-// and arithmetic units allow. Usage: bench_linear [seconds a case] [isa]
+// and arithmetic units allow. Usage: bench_linear [seconds a case] [isa] [MB of weights]
 #include <time.h>
 
 #include <algorithm>
@@ -19,6 +19,7 @@ namespace vllm_metal {
 namespace {
 
 double seconds_a_case = 0.3;
+double weight_bytes = 64e6;
 
 // On one thread, its own time is taken: other programs that want the core do not count.
 double now(bool all_threads) {
@@ -119,7 +120,7 @@ class Product {
   Product(const Case& shape, int64_t num_tokens)
       : shape_(shape),
         num_tokens_(num_tokens),
-        copies_(std::max<int64_t>(1, static_cast<int64_t>(64e6 / bytes_of(shape)))),
+        copies_(std::max<int64_t>(1, static_cast<int64_t>(weight_bytes / bytes_of(shape)))),
         words_(copies_ * shape.out_features * words_per_row(), 0x3c013c02u),
         scales_(copies_ * shape.out_features * shape.in_features / 32, 0x2c00),
         x_(num_tokens * shape.in_features, 0x3f80),
@@ -193,6 +194,7 @@ void report(const Case& shape, int64_t num_tokens, bool all, double bandwidth, d
 
 int run(int argc, char** argv) {
   if (argc > 1) seconds_a_case = std::atof(argv[1]);
+  if (argc > 3) weight_bytes = 1e6 * std::atof(argv[3]);
   for (cpu::Isa isa : cpu::supported_isas())
     if (argc > 2 && std::strcmp(argv[2], cpu::name_of(isa)) == 0) cpu::set_isa(isa);
   const std::vector<Case> cases = {{576, 576, 4},   {960, 576, 4},  {3072, 576, 4}, {576, 1536, 4},

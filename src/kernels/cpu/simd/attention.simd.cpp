@@ -132,39 +132,62 @@ __attribute__((noinline)) void merge(State into, State from, int num_rows, int64
 
 // ---- Blocks, spans, tiles ----
 
+// Rows [row, row + num_rows) of a tile against `scratch.keys` and `scratch.values`, which hold
+// `count` keys from position `begin` on. Every row sees at least one of them, later rows no fewer.
+void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, int num_rows,
+                 const Scratch& scratch, const State& state) {
+  const int64_t width = padded(tile.head_dim);
+  const auto keys_of = [&](int i) {
+    return (int)smaller(count, tile.num_keys + (row + i) / tile.group_size - begin);
+  };
+  const int most_keys = keys_of(num_rows - 1);
+  float* scores = scratch.scores + row * kKeyBlock;
+  float* outputs = state.outputs + row * width;
+  __builtin_memset(scores, 0, num_rows * kKeyBlock * sizeof(float));
+  add_product({.a = scratch.queries + (int64_t)row * tile.head_dim,
+               .a_stride = tile.head_dim,
+               .b = scratch.keys,
+               .b_stride = kKeyBlock,
+               .c = scores,
+               .c_stride = kKeyBlock,
+               .count = tile.head_dim,
+               .columns = most_keys},
+              num_rows);
+  for (int i = 0; i < num_rows; ++i) {
+    const int num_keys = keys_of(i);
+    update_softmax(scores + i * kKeyBlock, num_keys, state.max + row + i,
+                   scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
+    for (int key = num_keys; key < most_keys; ++key) scores[i * kKeyBlock + key] = 0;
+  }
+  add_product({.a = scores,
+               .a_stride = kKeyBlock,
+               .b = scratch.values,
+               .b_stride = width,
+               .c = outputs,
+               .c_stride = width,
+               .count = most_keys,
+               .columns = width},
+              num_rows);
+}
+
 // Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock.
 template <typename Element>
 void attend_block(const AttentionTile& tile, int64_t begin, int count, const Scratch& scratch,
                   const State& state) {
-  const int num_rows = num_rows_of(tile);
-  const int64_t width = padded(tile.head_dim);
   int64_t offsets[kKeyBlock];
   find_rows(tile, begin, count, offsets);
   gather_keys<Element>(tile, offsets, count, scratch.keys);
   gather_values<Element>(tile, offsets, count, scratch.values);
-  // Queries before this one see none of the block; the others see keys_of(row) of it.
+  // Queries before the first that sees key `begin` see none of the block.
   const int64_t unseeing = begin + 1 - tile.num_keys;
-  const int64_t first_query = unseeing > 0 ? unseeing : 0;
-  const auto keys_of = [&](int row) {
-    return (int)smaller(count, tile.num_keys + row / tile.group_size - begin);
-  };
-  for (int row = (int)first_query * tile.group_size; row < num_rows;) {
+  int row = unseeing > 0 ? (int)unseeing * tile.group_size : 0;
+  for (int left = num_rows_of(tile) - row; left > 0;) {
     // As few groups of rows as kMaxRows allows, of even sizes.
-    const int groups = (num_rows - row + kMaxRows - 1) / kMaxRows;
-    const int rows = (num_rows - row + groups - 1) / groups;
-    const int most_keys = keys_of(row + rows - 1);
-    float* scores = scratch.scores + row * kKeyBlock;
-    float* outputs = state.outputs + row * width;
-    kScoreRows[rows - 1](scratch.queries + (int64_t)row * tile.head_dim, scratch.keys,
-                         tile.head_dim, most_keys, scores);
-    for (int i = 0; i < rows; ++i) {
-      const int num_keys = keys_of(row + i);
-      update_softmax(scores + i * kKeyBlock, num_keys, state.max + row + i,
-                     scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
-      for (int key = num_keys; key < most_keys; ++key) scores[i * kKeyBlock + key] = 0;
-    }
-    kWeighValues[rows - 1](scores, scratch.values, width, most_keys, outputs);
-    row += rows;
+    const int groups = (left + kMaxRows - 1) / kMaxRows;
+    const int num_rows = (left + groups - 1) / groups;
+    attend_rows(tile, begin, count, row, num_rows, scratch, state);
+    row += num_rows;
+    left -= num_rows;
   }
 }
 

@@ -1,85 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of attention, queries · keys and weights · values, for a few query rows at a
-// time. Internal to attention.simd.cpp.
+// The product behind both halves of attention, queries · keys and weights · values, for a few
+// query rows at a time. Internal to attention.simd.cpp.
 #pragma once
 
-#include "kernels/cpu/simd/attention.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
-// Query rows and registers that an inner loop holds sums for.
+// c[row, column] += sum over i < count of a[row, i] * b[i, column], i in order; strides in floats.
+// Columns are taken in whole registers.
+struct Product {
+  const float* a;  // [rows, count]
+  int64_t a_stride;
+  const float* b;  // [count, columns]
+  int64_t b_stride;
+  float* c;  // [rows, columns]
+  int64_t c_stride;
+  int64_t count;
+  int64_t columns;
+};
+
+// Rows of a product that are computed at once.
 constexpr int kMaxRows = 6;
-constexpr int kColumns = 2;
-constexpr int kStep = kColumns * kLanes;
 
-// scores[row, column] = queries[row] · keys[:, column] for kRows rows and the columns below
-// `count`, rounded up to a whole step.
-template <int kRows>
-void score_rows(const float* queries, const float* keys, int head_dim, int count, float* scores) {
-  for (int column = 0; column < count; column += kStep) {
-    Floats sums[kRows][kColumns] = {};
-    for (int d = 0; d < head_dim; ++d) {
-      const Floats first = load(keys + d * kKeyBlock + column);
-      const Floats second = load(keys + d * kKeyBlock + column + kLanes);
-#pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) {
-        const float query = queries[row * head_dim + d];
-        sums[row][0] = fma(query, first, sums[row][0]);
-        sums[row][1] = fma(query, second, sums[row][1]);
-      }
-    }
-#pragma GCC unroll 6
-    for (int row = 0; row < kRows; ++row) {
-      store(scores + row * kKeyBlock + column, sums[row][0]);
-      store(scores + row * kKeyBlock + column + kLanes, sums[row][1]);
-    }
-  }
-}
-
-// outputs[row] += sum over the first `count` keys of weights[row, key] * values[key], for kRows
-// rows and kWidth registers of each.
+// kRows rows by kWidth registers of columns, whose sums stay in registers.
 template <int kRows, int kWidth>
-VLLM_METAL_INLINE void add_values(const float* weights, const float* values, int64_t stride,
-                                  int count, float* outputs) {
+VLLM_METAL_INLINE void add_strip(const Product& product, int64_t column) {
+  const float* a = product.a;
+  const float* b = product.b + column;
+  float* c = product.c + column;
   Floats sums[kRows][kWidth];
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 2
-    for (int i = 0; i < kWidth; ++i) sums[row][i] = load(outputs + row * stride + i * kLanes);
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; ++i) sums[row][i] = load(c + row * product.c_stride + i * kLanes);
   }
-  for (int key = 0; key < count; ++key) {
-    Floats value[kWidth];
-#pragma GCC unroll 2
-    for (int i = 0; i < kWidth; ++i) value[i] = load(values + key * stride + i * kLanes);
+  for (int64_t k = 0; k < product.count; ++k, b += product.b_stride) {
+    Floats factors[kWidth];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; ++i) factors[i] = load(b + i * kLanes);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
-      const float weight = weights[row * kKeyBlock + key];
-#pragma GCC unroll 2
-      for (int i = 0; i < kWidth; ++i) sums[row][i] = fma(weight, value[i], sums[row][i]);
+      const float factor = a[row * product.a_stride + k];
+#pragma GCC unroll 4
+      for (int i = 0; i < kWidth; ++i) sums[row][i] = fma(factor, factors[i], sums[row][i]);
     }
   }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 2
-    for (int i = 0; i < kWidth; ++i) store(outputs + row * stride + i * kLanes, sums[row][i]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; ++i) store(c + row * product.c_stride + i * kLanes, sums[row][i]);
   }
 }
 
+// Few rows need more columns to keep the multipliers busy.
 template <int kRows>
-void weigh_values(const float* weights, const float* values, int64_t stride, int count,
-                  float* outputs) {
-  int64_t d = 0;
-  for (; d + kStep <= stride; d += kStep)
-    add_values<kRows, kColumns>(weights, values + d, stride, count, outputs + d);
-  if (d < stride) add_values<kRows, 1>(weights, values + d, stride, count, outputs + d);
+void add_rows(const Product& product) {
+  constexpr int kWidest = kRows <= 3 ? 4 : 2;
+  int64_t column = 0;
+  for (; column + (kWidest - 1) * kLanes < product.columns; column += kWidest * kLanes)
+    add_strip<kRows, kWidest>(product, column);
+  if (kWidest == 4 && column + kLanes < product.columns) {
+    add_strip<kRows, 2>(product, column);
+    column += 2 * kLanes;
+  }
+  if (column < product.columns) add_strip<kRows, 1>(product, column);
 }
 
-using ScoreRows = void (*)(const float*, const float*, int, int, float*);
-using WeighValues = void (*)(const float*, const float*, int64_t, int, float*);
-constexpr ScoreRows kScoreRows[kMaxRows] = {score_rows<1>, score_rows<2>, score_rows<3>,
-                                            score_rows<4>, score_rows<5>, score_rows<6>};
-constexpr WeighValues kWeighValues[kMaxRows] = {weigh_values<1>, weigh_values<2>, weigh_values<3>,
-                                                weigh_values<4>, weigh_values<5>, weigh_values<6>};
+// The product for `num_rows` rows, 1 to kMaxRows.
+VLLM_METAL_INLINE void add_product(const Product& product, int num_rows) {
+  constexpr void (*kAddRows[kMaxRows])(const Product&) = {
+      add_rows<1>, add_rows<2>, add_rows<3>, add_rows<4>, add_rows<5>, add_rows<6>};
+  kAddRows[num_rows - 1](product);
+}
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA

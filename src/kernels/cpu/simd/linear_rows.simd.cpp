@@ -28,9 +28,12 @@ struct RowsTile {
     Floats totals[Rows][Tokens] = {};
     const auto step = [&](int64_t column, const auto& load_weights) __attribute__((always_inline)) {
       Floats weight[Rows];
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) weight[r] = load_weights(weights + r * row_stride + column);
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
         const Floats value = load(x + t * input_stride + column);
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) totals[r][t] = fma(weight[r], value, totals[r][t]);
       }
     };
@@ -42,7 +45,9 @@ struct RowsTile {
       const int64_t rest = in_features - column;
       step(column, [rest](const Element* source) { return load_first(source, rest); });
     }
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         sums[(token + t) * sums_stride + row + r] = horizontal_sum(totals[r][t]);
       }

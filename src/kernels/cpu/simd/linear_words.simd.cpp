@@ -146,14 +146,18 @@ struct WordsTile {
   VLLM_METAL_INLINE void add_words(const Words (&words)[Rows], const Floats (&scale)[Rows],
                                    const float* x, Floats (&totals)[Rows][Tokens]) const {
     Floats partial[Rows] = {};
+#pragma GCC unroll 16
     for (int value = 0; value < kValues; ++value) {
       Floats factor[Rows];
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         factor[r] = values_of(words[r], value);
         if constexpr (Tokens > 1) factor[r] *= scale[r];
       }
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
         const Floats in = load(x + t * layout.token_stride + value * kLanes);
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
           if constexpr (Tokens == 1) {
             partial[r] = fma(factor[r], in, partial[r]);
@@ -164,6 +168,7 @@ struct WordsTile {
       }
     }
     if constexpr (Tokens == 1) {
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) totals[r][0] = fma(partial[r], scale[r], totals[r][0]);
     }
   }
@@ -171,8 +176,10 @@ struct WordsTile {
   template <int Rows, int Tokens>
   VLLM_METAL_INLINE void add_biases(const float* group_sums, Floats (&totals)[Rows][Tokens]) const {
     for (int64_t group = 0; group < layout.padded_groups; group += kLanes) {
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
         const Floats sum = load(group_sums + t * layout.token_stride + group);
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
           const Floats bias = load(biases + r * layout.group_stride() + group);
           totals[r][t] = fma(bias, sum, totals[r][t]);
@@ -195,6 +202,7 @@ struct WordsTile {
       const Ints lane_group = load_bits<Ints>(lane_groups + i * kLanes);
       Words words[Rows];
       Floats scale[Rows];
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const uint32_t* source = packed + r * weight.stride + i * kLanes;
         words[r] = rest >= kLanes ? load_bits<Words>(source) : load_first_bits<Words>(source, rest);
@@ -204,7 +212,9 @@ struct WordsTile {
       add_words(words, scale, x + i * kValues * kLanes, totals);
     }
     add_biases(x + layout.packed_floats, totals);
+#pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         sums[(token + t) * sums_stride + (row - begin) + r] = horizontal_sum(totals[r][t]);
       }

@@ -67,11 +67,34 @@ VLLM_METAL_INLINE Floats min(Floats a, Floats b) { return a < b ? a : b; }
 
 // ---- Conversions of one register ----
 
+// __builtin_convertvector does the same, but GCC 12 takes it to pieces on x86. (The masked forms of
+// intrinsics, here and below: the plain ones draw a false warning from it.)
+#if defined(__AVX512F__)
+VLLM_METAL_INLINE Words widen(HalfWords values) {
+  return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)values);
+}
+VLLM_METAL_INLINE Words widen(Bytes values) {
+  return (Words)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)values);
+}
+VLLM_METAL_INLINE HalfWords narrow(Words values) {
+  return (HalfWords)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)values);
+}
+#else
+#if defined(__AVX2__)
+VLLM_METAL_INLINE Words widen(HalfWords values) {
+  return (Words)_mm256_cvtepu16_epi32((__m128i)values);
+}
+VLLM_METAL_INLINE Words widen(Bytes values) {
+  return (Words)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)values));
+}
+#else
 VLLM_METAL_INLINE Words widen(HalfWords values) { return __builtin_convertvector(values, Words); }
 VLLM_METAL_INLINE Words widen(Bytes values) { return __builtin_convertvector(values, Words); }
+#endif
 VLLM_METAL_INLINE HalfWords narrow(Words values) {
   return __builtin_convertvector(values, HalfWords);
 }
+#endif
 // Exact for values below 2^24.
 VLLM_METAL_INLINE Floats to_floats(Words values) {
   return __builtin_convertvector((Ints)values, Floats);
@@ -89,7 +112,6 @@ VLLM_METAL_INLINE HalfWords to_bfloat16(Floats values) {
 }
 
 #if defined(__AVX512F__)
-// The masked forms: the plain ones draw a false warning from GCC 12.
 VLLM_METAL_INLINE Floats from_float16(HalfWords bits) {
   return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
 }
