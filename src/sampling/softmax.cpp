@@ -9,7 +9,7 @@ namespace vllm_metal {
 namespace {
 
 // Floating-point sums and maxima run in lanes: compilers may not reorder them on their own.
-constexpr int kLanes = 16;
+constexpr int kLanes = 32;  // more than compilers unroll, which would hide the loop
 constexpr int kBlockSize = 256;
 using Block = std::array<float, kBlockSize>;
 
