@@ -4,9 +4,11 @@
 //   generate MODEL_DIR [--max-tokens N] [--dtype D] [--temperature T] [--seed S] ID...
 //
 // Prints the generated ids on standard output, progress and speed on standard error.
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -31,12 +33,20 @@ struct Arguments {
   std::vector<int32_t> prompt;
 };
 
-int32_t parse_id(const std::string& word) {
-  size_t used = 0;
-  const int id = std::stoi(word, &used);
-  if (used != word.size() || id < 0)
-    throw std::invalid_argument("'" + word + "' is not a token id");
-  return id;
+// A whole number from 0.
+int32_t parse_count(const std::string& word) {
+  int32_t number = 0;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
+  if (error != std::errc() || end != word.data() + word.size() || number < 0)
+    throw std::invalid_argument("'" + word + "' is not a whole number from 0");
+  return number;
+}
+
+float parse_temperature(const std::string& word) {
+  std::istringstream stream(word);
+  float number = 0;
+  if (!(stream >> number) || !stream.eof()) throw std::invalid_argument("'" + word + "' is not a number");
+  return number;
 }
 
 Arguments parse_arguments(int argc, char** argv) {
@@ -49,17 +59,17 @@ Arguments parse_arguments(int argc, char** argv) {
       return words[++i];
     };
     if (word == "--max-tokens") {
-      arguments.max_tokens = parse_id(value());
+      arguments.max_tokens = parse_count(value());
     } else if (word == "--dtype") {
       arguments.dtype = value();
     } else if (word == "--temperature") {
-      arguments.sampling.temperature = std::stof(value());
+      arguments.sampling.temperature = parse_temperature(value());
     } else if (word == "--seed") {
-      arguments.sampling.seed = std::stoll(value());
+      arguments.sampling.seed = parse_count(value());
     } else if (arguments.model_dir.empty()) {
       arguments.model_dir = word;
     } else {
-      arguments.prompt.push_back(parse_id(word));
+      arguments.prompt.push_back(parse_count(word));
     }
   }
   if (arguments.model_dir.empty() || arguments.prompt.empty()) throw std::invalid_argument(kUsage);
