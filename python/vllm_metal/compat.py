@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that depends on vLLM's version: patches of vLLM, and differences between releases.
+
+Served: 0.32 and 0.33. Each patch says which releases it serves and when it can go.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+SERVED_VLLM = ((0, 32), (0, 33))
+
+_PATCHED = "_vllm_metal_patched"
+
+
+def vllm_release() -> tuple[int, int]:
+    """Return major and minor version of the installed vLLM."""
+    import vllm
+    from packaging.version import Version
+
+    release = Version(vllm.__version__).release
+    return release[0], release[1]
+
+
+def apply_patches() -> None:
+    """Patch vLLM, once a process and only when it runs on our platform."""
+    from vllm.platforms import current_platform
+
+    from vllm_metal.platform import MetalPlatform
+
+    if not isinstance(current_platform, MetalPlatform):
+        return
+    if vllm_release() not in SERVED_VLLM:
+        import vllm
+
+        from vllm_metal.log import get_logger
+
+        get_logger(__name__).warning(
+            "vLLM %s is not a release that vLLM Metal was made for (%s).",
+            vllm.__version__,
+            ", ".join(f"{major}.{minor}" for major, minor in SERVED_VLLM),
+        )
+    _patch_engine_args()
+    _patch_scheduler()
+
+
+def _patch_engine_args() -> None:
+    """Serves 0.32 and 0.33. Goes when platforms can set defaults of engine arguments.
+
+    Prefix caching: vLLM turns it on by itself, and once it has, nothing tells that from a user's
+    wish. Only the engine arguments know, so they refuse the wish and change the default.
+
+    Batch sizes: vLLM goes by the amount of memory, and unified memory puts a Mac into the class
+    of an H100. Every device gets vLLM's defaults for smaller ones.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    if hasattr(EngineArgs, _PATCHED):
+        return
+    create_engine_config = EngineArgs.create_engine_config
+
+    @functools.wraps(create_engine_config)
+    def create_without_prefix_caching(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+        if self.enable_prefix_caching:
+            raise ValueError(
+                "Prefix caching is not supported yet by the MLX-managed KV cache; remove the "
+                "option --enable-prefix-caching."
+            )
+        self.enable_prefix_caching = False
+        return create_engine_config(self, *args, **kwargs)
+
+    def get_batch_defaults(_cls: type, _world_size: int) -> tuple[dict, dict]:
+        max_num_batched_tokens = {
+            UsageContext.LLM_CLASS: 8192,
+            UsageContext.OPENAI_API_SERVER: 2048,
+        }
+        max_num_seqs = {UsageContext.LLM_CLASS: 256, UsageContext.OPENAI_API_SERVER: 256}
+        return max_num_batched_tokens, max_num_seqs
+
+    EngineArgs.create_engine_config = create_without_prefix_caching
+    EngineArgs.get_batch_defaults = classmethod(get_batch_defaults)
+    setattr(EngineArgs, _PATCHED, True)
+
+
+def _patch_scheduler() -> None:
+    """Serves 0.32 and 0.33. Goes when vLLM ends a request whose logits hold NaN by itself.
+
+    vLLM lets a worker report NaN by request (`num_nans_in_logits`) and only counts them. The
+    scheduler does end requests whose grammar failed to compile, with an error and in the same
+    step; requests with NaN join those.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    if hasattr(Scheduler, _PATCHED):
+        return
+    update_from_output = Scheduler.update_from_output
+
+    @functools.wraps(update_from_output)
+    def end_requests_with_nans(
+        self: Scheduler,
+        scheduler_output: "SchedulerOutput",
+        model_runner_output: "ModelRunnerOutput",
+    ) -> Any:
+        counts = model_runner_output.num_nans_in_logits or {}
+        if failed := [request_id for request_id, count in counts.items() if count > 0]:
+            # Requests that ended meanwhile are skipped by the scheduler.
+            self.grammar_compile_error_reqs.update(failed)
+        return update_from_output(self, scheduler_output, model_runner_output)
+
+    Scheduler.update_from_output = end_requests_with_nans
+    setattr(Scheduler, _PATCHED, True)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the core needs to load a model: its folder, its config as JSON, a voice for progress."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_metal.log import get_logger
+from vllm_metal.memory_report import format_bytes
+from vllm_metal.unsupported import active_sliding_window
+
+if TYPE_CHECKING:
+    from vllm.config import LoadConfig, ModelConfig
+
+logger = get_logger(__name__)
+
+_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json"]
+# Mistral's repositories hold the weights twice.
+_DUPLICATES = ["consolidated*.safetensors"]
+
+
+def resolve_model_directory(model_config: "ModelConfig", load_config: "LoadConfig") -> str:
+    """Return the local folder of the model, downloaded from the Hugging Face Hub if need be."""
+    model = model_config.model
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    ignore = load_config.ignore_patterns
+    try:
+        return snapshot_download(
+            model,
+            revision=model_config.revision,
+            cache_dir=load_config.download_dir,
+            token=model_config.hf_token,
+            allow_patterns=_WEIGHT_FILES,
+            ignore_patterns=[*([ignore] if isinstance(ignore, str) else ignore), *_DUPLICATES],
+        )
+    except Exception as error:  # whatever the hub's client and its transport raise
+        reason = str(error).strip().split("\n")[0]
+        raise RuntimeError(
+            f"The weights of {model!r} could not be fetched from the Hugging Face Hub: {reason} "
+            "Check the name and the network, or name a local folder."
+        ) from error
+
+
+def config_json(model_config: "ModelConfig") -> str:
+    """Return the effective Hugging Face config, after --hf-overrides, as the core reads it."""
+    config: dict[str, Any] = json.loads(model_config.hf_config.to_json_string(use_diff=False))
+    quantization = config.get("quantization_config")
+    if quantization and not quantization.get("quant_method"):
+        quantization.pop("quant_method", None)  # vLLM adds an empty one
+    if active_sliding_window(model_config) is None:
+        config["sliding_window"] = None
+    return json.dumps(config)
+
+
+class LoadProgress:
+    """Logs how far loading is, at most every few seconds."""
+
+    def __init__(self, interval_seconds: float = 5.0) -> None:
+        self._interval = interval_seconds
+        self._last = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """Report `done_bytes` of `total_bytes`."""
+        now = time.monotonic()
+        if now - self._last < self._interval or not total_bytes:
+            return
+        self._last = now
+        percent = 100 * done_bytes // total_bytes
+        logger.info("Loading weights: %d%% of %s", percent, format_bytes(total_bytes))

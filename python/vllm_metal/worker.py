@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: ARG002  the signatures are vLLM's
+"""The worker: vLLM's calls about the device, the model and the KV cache, passed on."""
+
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
+
+from vllm_metal import _core, log
+from vllm_metal.memory_report import MemoryReport
+from vllm_metal.model_runner import MetalModelRunner
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+
+logger = log.get_logger(__name__)
+
+
+class MetalWorker(WorkerBase):
+    """One process on one device; vLLM calls its methods in the order they stand here."""
+
+    model_runner: MetalModelRunner | None
+    _memory: MemoryReport
+
+    def init_device(self) -> None:
+        """Select MLX's device and note its memory before anything is loaded."""
+        log.forward_core_log()
+        self.device = torch.device("cpu")
+        self._memory = MemoryReport.of_device(_core.device_info())
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """Load the weights."""
+        if load_dummy_weights:
+            _refuse("loading of dummy weights")
+        self.model_runner = MetalModelRunner(self.vllm_config)
+
+    def get_kv_cache_spec(self) -> dict[str, "KVCacheSpec"]:
+        """Say what each layer keeps for a token."""
+        return self._runner.kv_cache_spec()
+
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        """Name a layout; the core lays the cache out as it likes."""
+        return ["LBNHC"]
+
+    def set_kv_cache_layout(self, kv_cache_layout: str, *args: Any) -> None:
+        """Note the layout. vLLM 0.33 passes the interleaving of context parallelism as well."""
+        super().set_kv_cache_layout(kv_cache_layout, *args)
+
+    def determine_available_memory(self) -> int:
+        """Return bytes for the KV cache."""
+        return self._memory.kv_cache_bytes(
+            weight_bytes=self._runner.weight_bytes,
+            memory_utilization=self.cache_config.gpu_memory_utilization,
+            requested_bytes=self.cache_config.kv_cache_memory_bytes,
+        )
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        """Note the length that vLLM lowered to what the KV cache holds."""
+        self.model_config.max_model_len = max_model_len
+
+    def initialize_from_config(self, kv_cache_config: "KVCacheConfig") -> None:
+        """Give the KV cache its capacity."""
+        num_tokens = self._runner.initialize_kv_cache(kv_cache_config)
+        bytes_per_block = sum(
+            spec.page_size_bytes for spec in self._runner.kv_cache_spec().values()
+        )
+        logger.info(
+            self._memory.line(
+                weight_bytes=self._runner.weight_bytes,
+                kv_cache_bytes=kv_cache_config.num_blocks * bytes_per_block,
+                kv_cache_tokens=num_tokens,
+            )
+        )
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Run the model once; returns seconds."""
+        start = time.perf_counter()
+        self._runner.warm_up()
+        return CompilationTimes(language_model=time.perf_counter() - start, encoder=0.0)
+
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        """Name the tasks of the API."""
+        return ("generate",)
+
+    def execute_model(self, scheduler_output: "SchedulerOutput") -> "ModelRunnerOutput | None":
+        """Run a step."""
+        return self._runner.execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: "GrammarOutput | None") -> "ModelRunnerOutput | None":
+        """Return the tokens of the step. Grammars are refused with their requests."""
+        return self._runner.sample_tokens()
+
+    def take_draft_token_ids(self) -> None:
+        """Return None: there is no speculative decoding."""
+
+    def execute_dummy_batch(self) -> None:
+        """Do nothing: idle ranks of data parallelism need it, and there is one rank."""
+
+    def check_health(self) -> None:
+        """Raise unless a model is loaded."""
+        assert self._runner is not None
+
+    def synchronize_device(self) -> None:
+        """Do nothing: when a step returns, its work is done."""
+
+    def reset_encoder_cache(self) -> None:
+        """Do nothing: there is no encoder."""
+
+    def shutdown(self) -> None:
+        """Free the model and the KV cache."""
+        self.model_runner = None
+        log.silence_core_log()
+
+    # What vLLM offers and this release does not do
+
+    def get_model(self) -> NoReturn:
+        _refuse("access to the model as a torch module")
+
+    def profile(self, is_start: bool = True, profile_prefix: str | None = None, **_: Any) -> None:
+        _refuse("profiling")
+
+    def sleep(self, level: int = 1) -> None:
+        _refuse("sleep mode")
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        _refuse("sleep mode")
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        _refuse("sleep mode")
+
+    def add_lora(self, lora_request: Any) -> bool:
+        _refuse("LoRA")
+
+    def remove_lora(self, lora_id: int) -> bool:
+        _refuse("LoRA")
+
+    def pin_lora(self, lora_id: int) -> bool:
+        _refuse("LoRA")
+
+    def list_loras(self) -> set[int]:
+        """Return no adapters."""
+        return set()
+
+    @property
+    def _runner(self) -> MetalModelRunner:
+        if self.model_runner is None:
+            raise RuntimeError("The model is not loaded, or the worker was shut down.")
+        return self.model_runner
+
+
+def _refuse(feature: str) -> NoReturn:
+    raise NotImplementedError(f"{feature[0].upper()}{feature[1:]} is not supported yet.")

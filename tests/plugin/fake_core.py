@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for `vllm_metal._core` whose model is a function of the tokens.
+
+It checks the scheduler's contract at every step: the positions of a request are computed once
+and in order, its tokens are those it was given and those it drew, and the KV cache never holds
+more blocks than it was promised. The token after a prefix is `next_token(prefix)`, so a test can
+predict every output, whatever the batches, the chunks and the preemptions were.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+__version__ = "0.0.0"
+mlx_version = "0.0.0"
+
+VOCAB_SIZE = 96
+NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 2, 2, 16
+# A request whose last token is this one gets NaN logits.
+NAN_TOKEN = 95
+FIRST_TOKEN = 3  # the ones before end a request or pad it
+
+MEMORY = 8 << 30
+
+_DEFAULTS = {
+    "VLLM_METAL_MEMORY_FRACTION": "auto",
+    "VLLM_METAL_USE_MLX": "1",
+    "VLLM_MLX_DEVICE": "gpu",
+    "VLLM_METAL_BLOCK_SIZE": "16",
+    "VLLM_METAL_USE_PAGED_ATTENTION": "0",
+    "VLLM_METAL_DEBUG": "0",
+    "VLLM_USE_MODELSCOPE": "False",
+    "VLLM_METAL_MODELSCOPE_CACHE": "",
+    "VLLM_METAL_PREFIX_CACHE": "",
+    "VLLM_METAL_PREFIX_CACHE_FRACTION": "0.05",
+}
+
+
+def next_token(tokens):
+    """Return the token after `tokens`; never NAN_TOKEN."""
+    count = VOCAB_SIZE - FIRST_TOKEN - 1
+    middle = tokens[len(tokens) // 2]
+    return FIRST_TOKEN + (31 * tokens[-1] + 17 * tokens[0] + 7 * middle + len(tokens)) % count
+
+
+def generate(prompt, num_tokens):
+    """Return what the model says after `prompt`."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def set_log_sink(callback):
+    pass
+
+
+def environment():
+    return [
+        {
+            "name": name,
+            "value": os.environ.get(name, default),
+            "default": default,
+            "meaning": "",
+            "is_set": name in os.environ,
+        }
+        for name, default in _DEFAULTS.items()
+    ]
+
+
+def device_info():
+    return {
+        "type": "cpu",
+        "name": "Fake device",
+        "backend": "cpu",
+        "total_memory": MEMORY,
+        "available_memory": MEMORY,
+    }
+
+
+def memory_stats():
+    return {"active": 5 << 20, "peak": 6 << 20, "cache": 0}
+
+
+def supported_architectures():
+    return ["LlamaForCausalLM", "MistralForCausalLM"]
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    num_logprobs: int | None = None
+
+
+@dataclass
+class StepOutput:
+    token_ids: list[list[int]]
+    failed: list[int]
+    logprobs: tuple | None = None
+
+
+@dataclass
+class Request:
+    tokens: list[int]
+    num_output: int
+    params: SamplingParams
+    num_computed: int = 0
+
+
+@dataclass
+class Counts:
+    steps: int = 0
+    chunks: int = 0
+    preemptions: int = 0
+    largest_batch: int = 0
+
+
+class ModelRunner:
+    instances: ClassVar[list["ModelRunner"]] = []
+
+    num_layers = NUM_LAYERS
+    num_kv_heads = NUM_KV_HEADS
+    head_dim = HEAD_DIM
+    vocab_size = VOCAB_SIZE
+    weight_bytes = 1 << 20
+
+    def __init__(self, model_dir, config_json, dtype, *, progress=None):
+        self.model_dir, self.config_json, self.dtype = model_dir, config_json, dtype
+        self.requests = {}
+        self.counts = Counts()
+        progress(self.weight_bytes, self.weight_bytes)
+        ModelRunner.instances.append(self)
+
+    def initialize_kv_cache(self, num_tokens, block_size):
+        assert num_tokens > 0
+        assert num_tokens % block_size == 0
+        self.capacity, self.block_size = num_tokens, block_size
+
+    def step(self, *, finished, preempted, new_requests, updates, scheduled):
+        for request_id in finished:
+            self.requests.pop(request_id, None)
+        for request_id in preempted:
+            self.requests[request_id].num_computed = 0
+            self.counts.preemptions += 1
+        for request_id, tokens, num_output, params in new_requests:
+            assert isinstance(params, SamplingParams)
+            self.requests[request_id] = Request(list(tokens), num_output, params)
+        for request_id, tokens in updates:
+            assert self.requests[request_id].tokens == tokens
+        output = StepOutput([], [])
+        for row, (request_id, num_computed, num_scheduled) in enumerate(scheduled):
+            self._compute(self.requests[request_id], num_computed, num_scheduled)
+            self._sample(self.requests[request_id], row, output)
+        self._check_capacity()
+        self._count(scheduled, output)
+        output.logprobs = self._logprobs(scheduled, output)
+        return output
+
+    def _compute(self, request, num_computed, num_scheduled):
+        assert num_computed == request.num_computed, "a position is skipped or computed twice"
+        assert num_scheduled > 0
+        request.num_computed += num_scheduled
+        assert request.num_computed <= len(request.tokens)
+
+    def _sample(self, request, row, output):
+        output.token_ids.append([])
+        if request.num_computed < len(request.tokens):
+            return
+        if request.tokens[-1] == NAN_TOKEN:
+            output.failed.append(row)
+            return
+        request.tokens.append(next_token(request.tokens))
+        request.num_output += 1
+        output.token_ids[-1].append(request.tokens[-1])
+
+    def _check_capacity(self):
+        size = self.block_size
+        blocks = sum(-(-request.num_computed // size) for request in self.requests.values())
+        assert blocks * size <= self.capacity
+
+    def _count(self, scheduled, output):
+        self.counts.steps += 1
+        self.counts.chunks += sum(
+            not tokens and row not in output.failed for row, tokens in enumerate(output.token_ids)
+        )
+        self.counts.largest_batch = max(self.counts.largest_batch, len(scheduled))
+
+    def _logprobs(self, scheduled, output):
+        """Column 0: the token drawn, at logprob -0.5; column j: token j at -j."""
+        asked = [self.requests[row[0]].params.num_logprobs for row in scheduled]
+        if all(number is None for number in asked):
+            return None
+        width = 1 + max(number or 0 for number in asked)
+        drawn = [tokens[0] for tokens in output.token_ids if tokens]
+        token_ids = np.tile(np.arange(width, dtype=np.int32), (len(drawn), 1))
+        logprobs = -np.tile(np.arange(width, dtype=np.float32), (len(drawn), 1))
+        if drawn:
+            token_ids[:, 0], logprobs[:, 0] = drawn, -0.5
+        offsets = np.cumsum([0, *(len(tokens) for tokens in output.token_ids)]).tolist()
+        return token_ids, logprobs, np.full(len(drawn), 7, dtype=np.int32), offsets

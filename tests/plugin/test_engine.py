@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's engine on the fake core, which checks every step and whose tokens are predictable."""
+
+import random
+
+import pytest
+from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from tests.plugin import fake_core as model
+from tests.plugin.fake_core import NAN_TOKEN
+
+# Room for 39 blocks (block 0 is vLLM's own) of 16 tokens: the requests below fight for it.
+SMALL_CACHE = {
+    "num_gpu_blocks_override": 40,
+    "max_model_len": 256,
+    "max_num_batched_tokens": 64,
+    "max_num_seqs": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def engines(fake_core, tiny_llama):
+    """Make engines, one at a time alive."""
+    alive = []
+
+    def make(**arguments):
+        while alive:
+            alive.pop().llm_engine.engine_core.shutdown()
+        alive.append(LLM(str(tiny_llama), **arguments))
+        return alive[-1]
+
+    yield make
+    while alive:
+        alive.pop().llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def small_engine(engines):
+    return engines(**SMALL_CACHE)
+
+
+def token_prompts(prompts):
+    return [{"prompt_token_ids": prompt} for prompt in prompts]
+
+
+def random_prompts(count, seed):
+    generator = random.Random(seed)
+    return [
+        [
+            generator.randrange(model.FIRST_TOKEN, NAN_TOKEN)
+            for _ in range(generator.randrange(1, 150))
+        ]
+        for _ in range(count)
+    ]
+
+
+def check_under_pressure(llm, num_requests=40):
+    """Chunks, continuous batches and preemptions must not change a token."""
+    prompts = random_prompts(num_requests, seed=num_requests)
+    params = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+    outputs = llm.generate(token_prompts(prompts), params, use_tqdm=False)
+    for output, prompt in zip(outputs, prompts, strict=True):
+        assert list(output.outputs[0].token_ids) == model.generate(prompt, 60)
+    counts = model.ModelRunner.instances[-1].counts
+    assert counts.chunks > 10
+    assert counts.preemptions > 10
+    assert counts.largest_batch > 4
+
+
+def test_exact_under_pressure(small_engine):
+    check_under_pressure(small_engine)
+
+
+def test_nothing_is_left_of_finished_requests(small_engine):
+    runner = model.ModelRunner.instances[-1]
+    small_engine.generate(token_prompts([[5, 6]]), SamplingParams(max_tokens=1), use_tqdm=False)
+    # The core hears of the last request with the next step at the latest.
+    small_engine.llm_engine.step()
+    assert runner.requests == {}
+
+
+def test_logprobs_of_a_mixed_batch(small_engine):
+    prompts = [[9, 10], [11] * 100, [12, 13]]
+    params = [
+        SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=number)
+        for number in (1, 4, None)
+    ]
+    outputs = small_engine.generate(token_prompts(prompts), params, use_tqdm=False)
+    for output, prompt, number in zip(outputs, prompts, (1, 4, None), strict=True):
+        tokens = model.generate(prompt, 3)
+        if number is None:
+            assert output.outputs[0].logprobs is None
+            continue
+        for position, token in zip(output.outputs[0].logprobs, tokens, strict=True):
+            expected = {token: -0.5} | {rank: -float(rank) for rank in range(1, number + 1)}
+            assert {key: value.logprob for key, value in position.items()} == expected
+            assert position[token].rank == 7
+
+
+def test_nan_logits_end_the_request_and_only_that(small_engine):
+    free_blocks = _free_blocks(small_engine)
+    prompts = [[20, 21], [5] * 99 + [NAN_TOKEN], [22] * 50]
+    outputs = small_engine.generate(
+        token_prompts(prompts),
+        SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True),
+        use_tqdm=False,
+    )
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error", "length"]
+    assert list(outputs[1].outputs[0].token_ids) == []
+    for index in (0, 2):
+        expected = model.generate(prompts[index], 8)
+        assert list(outputs[index].outputs[0].token_ids) == expected
+    assert _free_blocks(small_engine) == free_blocks
+
+
+def _free_blocks(llm):
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def test_a_refused_request_leaves_the_engine_working(small_engine):
+    with pytest.raises(VLLMValidationError, match="min_p is not supported"):
+        small_engine.generate("w3 w4", SamplingParams(min_p=0.1), use_tqdm=False)
+    (output,) = small_engine.generate(
+        "w3 w4", SamplingParams(max_tokens=3, temperature=0.0), use_tqdm=False
+    )
+    assert list(output.outputs[0].token_ids) == model.generate(output.prompt_token_ids, 3)
+
+
+def test_sampling_parameters_reach_the_core(small_engine, monkeypatch):
+    from vllm_metal import sampling
+
+    seen = []
+    to_core = sampling.to_core
+    monkeypatch.setattr(
+        sampling, "to_core", lambda params: seen.append(to_core(params)) or seen[-1]
+    )
+    small_engine.generate(
+        "w3",
+        SamplingParams(
+            n=2, max_tokens=1, temperature=0.5, top_p=0.75, top_k=5, seed=11, logprobs=2
+        ),
+        use_tqdm=False,
+    )
+    assert [params.seed for params in seen] == [11, 12]
+    assert seen[0] == model.SamplingParams(
+        temperature=0.5, top_p=0.75, top_k=5, seed=11, num_logprobs=2
+    )
+
+
+def test_the_core_is_told_what_the_engine_settled(engines, fake_core):
+    engines(dtype="float16", hf_overrides={"rms_norm_eps": 0.5}, kv_cache_memory_bytes=1 << 20)
+    runner = model.ModelRunner.instances[-1]
+    assert runner.dtype == "float16"
+    assert '"rms_norm_eps": 0.5' in runner.config_json
+    # 2 layers × keys and values × 2 heads × 16 dimensions × 2 bytes = 256 bytes a token
+    assert (runner.capacity, runner.block_size) == (1 << 12, 16)
+
+
+def test_exact_in_the_second_dialect(engines, monkeypatch):
+    """Where Triton has a driver, vLLM's scheduler resumes requests as new ones."""
+    import vllm.config.vllm
+
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", True)
+    llm = engines(**SMALL_CACHE)
+    assert llm.llm_engine.vllm_config.use_v2_model_runner
+    check_under_pressure(llm)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The translation of steps, in both dialects that vLLM's scheduler speaks."""
+
+import numpy as np
+import pytest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture
+def runner(fake_core):
+    from vllm_metal import model_runner
+
+    return model_runner
+
+
+def new_request(request_id, prompt, *, num_computed_tokens=0, prefill=None):
+    return NewRequestData(
+        req_id=request_id,
+        prompt_token_ids=prompt,
+        mm_features=[],
+        sampling_params=GREEDY,
+        pooling_params=None,
+        block_ids=([1],),
+        num_computed_tokens=num_computed_tokens,
+        lora_request=None,
+        prefill_token_ids=prefill,
+    )
+
+
+def cached_requests(num_computed_tokens, *, all_token_ids=None, resumed=()):
+    """`num_computed_tokens` by request id."""
+    return CachedRequestData(
+        req_ids=list(num_computed_tokens),
+        resumed_req_ids=set(resumed),
+        new_token_ids=[],
+        all_token_ids=all_token_ids or {},
+        new_block_ids=[None] * len(num_computed_tokens),
+        num_computed_tokens=list(num_computed_tokens.values()),
+        num_output_tokens=[1] * len(num_computed_tokens),
+    )
+
+
+def scheduler_output(num_scheduled_tokens, *, new=(), cached=None, finished=(), preempted=()):
+    output = SchedulerOutput.make_empty()
+    output.scheduled_new_reqs = list(new)
+    output.scheduled_cached_reqs = cached or cached_requests({})
+    output.num_scheduled_tokens = num_scheduled_tokens
+    output.total_num_scheduled_tokens = sum(num_scheduled_tokens.values())
+    output.finished_req_ids = set(finished)
+    output.preempted_req_ids = set(preempted)
+    return output
+
+
+def test_new_and_running_requests_keep_the_order_of_the_schedule(runner, fake_core):
+    step = scheduler_output(
+        {"b": 1, "a": 3, "c": 2},
+        new=[new_request("a", [5, 6, 7]), new_request("c", [8, 9, 10])],
+        cached=cached_requests({"b": 11}),
+        finished=["z"],
+    )
+    params = fake_core.SamplingParams(temperature=0.0)
+    assert runner.step_arguments(step) == {
+        "finished": ["z"],
+        "preempted": [],
+        "new_requests": [("a", [5, 6, 7], 0, params), ("c", [8, 9, 10], 0, params)],
+        "updates": [],
+        "scheduled": [("b", 11, 1), ("a", 0, 3), ("c", 0, 2)],
+    }
+
+
+def test_preempted_requests_lose_their_cache(runner):
+    step = runner.step_arguments(
+        scheduler_output({"a": 1}, cached=cached_requests({"a": 4}), preempted=["b"])
+    )
+    assert (step["preempted"], step["finished"]) == (["b"], [])
+
+
+def test_resumed_request_of_the_first_dialect(runner):
+    """Among the cached ones, with all tokens. Others have tokens too, which the core knows."""
+    step = runner.step_arguments(
+        scheduler_output(
+            {"a": 4, "b": 1},
+            cached=cached_requests(
+                {"a": 0, "b": 7},
+                all_token_ids={"a": [1, 2, 3, 4], "b": [9] * 8},
+                resumed=["a"],
+            ),
+        )
+    )
+    assert step["updates"] == [("a", [1, 2, 3, 4])]
+    assert step["new_requests"] == []
+    assert step["scheduled"] == [("a", 0, 4), ("b", 7, 1)]
+
+
+def test_resumed_request_of_the_second_dialect(runner, fake_core):
+    """A new one, which says with `prefill` what it generated before."""
+    step = runner.step_arguments(
+        scheduler_output({"a": 5}, new=[new_request("a", [1, 2], prefill=[1, 2, 3, 4, 5])])
+    )
+    params = fake_core.SamplingParams(temperature=0.0)
+    assert step["new_requests"] == [("a", [1, 2, 3, 4, 5], 3, params)]
+
+
+def test_more_input_for_a_session_keeps_what_is_computed(runner):
+    step = runner.step_arguments(
+        scheduler_output({"a": 2}, new=[new_request("a", [1, 2, 3, 4, 5], num_computed_tokens=3)])
+    )
+    assert step["new_requests"] == []
+    assert step["updates"] == [("a", [1, 2, 3, 4, 5])]
+    assert step["scheduled"] == [("a", 3, 2)]
+
+
+def test_output(runner, fake_core):
+    logprobs = (np.zeros((1, 3), np.int32), np.ones((1, 3), np.float32), np.ones(1), [0, 0, 1, 1])
+    output = runner.model_runner_output(
+        ["a", "b", "c"], fake_core.StepOutput([[], [7], []], failed=[2], logprobs=logprobs)
+    )
+    assert output.req_ids == ["a", "b", "c"]
+    assert output.req_id_to_index == {"a": 0, "b": 1, "c": 2}
+    assert output.sampled_token_ids == [[], [7], []]
+    assert output.num_nans_in_logits == {"c": 1}
+    row = output.logprobs.slice_request(1, 1)
+    assert row.logprobs.tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_output_without_logprobs_and_failures(runner, fake_core):
+    output = runner.model_runner_output(["a"], fake_core.StepOutput([[7]], failed=[]))
+    assert output.logprobs is None
+    assert output.num_nans_in_logits is None

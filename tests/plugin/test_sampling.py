@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm_metal import sampling
+
+CORE = {"temperature", "top_p", "top_k", "seed", "logprobs"}
+
+# What vLLM's engine and front end do by themselves.
+VLLM = {
+    "n",
+    "watermarking",  # refused with --watermark-config
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "max_tokens",
+    "flat_logprobs",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "output_kind",
+    "stream_interval",
+    "skip_clone",
+    "output_text_buffer_length",
+    "_eos_token_id",
+    "_all_stop_token_ids",
+    "_watermarking_skipped",
+    "_bad_words_token_ids",  # from bad_words
+    "skip_reading_prefix_cache",
+    "repetition_detection",
+    "routed_experts_prompt_start",  # refused with --enable-return-routed-experts
+    "prompt_logprob_start",  # needs prompt_logprob_token_ids
+}
+
+UNSUPPORTED = {
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "min_p": 0.05,
+    "min_tokens": 3,
+    "prompt_logprobs": 0,
+    "prompt_logprob_token_ids": [[1]],
+    "logprob_token_ids": [1, 2],
+    "logit_bias": {7: 1.0},
+    "allowed_token_ids": [4],
+    "bad_words": ["w5"],
+    "structured_outputs": StructuredOutputsParams(regex="a+"),
+    "thinking_token_budget": 0,
+    "trace_decode_token_ids": [1],
+    "extra_args": {"anything": 1},
+}
+
+
+def test_every_parameter_of_vllm_has_its_place():
+    """A new vLLM with a new parameter fails here."""
+    known = CORE | VLLM | set(sampling.UNSUPPORTED)
+    assert set(SamplingParams.__struct_fields__) == known
+    assert not CORE & VLLM
+    assert set(UNSUPPORTED) == set(sampling.UNSUPPORTED)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_parameter_is_refused_by_name(name):
+    params = SamplingParams(max_tokens=8, **{name: UNSUPPORTED[name]})
+    with pytest.raises(VLLMValidationError, match=f"^{name}.* is not supported") as error:
+        sampling.refuse_unsupported(params)
+    assert error.value.parameter == name
+
+
+def test_neutral_values_pass():
+    sampling.refuse_unsupported(SamplingParams())
+    sampling.refuse_unsupported(
+        SamplingParams(
+            n=2,
+            temperature=0.7,
+            top_p=0.9,
+            top_k=40,
+            seed=-(2**63),
+            logprobs=-1,
+            presence_penalty=0.0,
+            repetition_penalty=1,
+            min_p=0,
+            min_tokens=0,
+            logit_bias={},
+            bad_words=[],
+            extra_args={},
+            stop=["w9"],
+            stop_token_ids=[5],
+            ignore_eos=True,
+            include_stop_str_in_output=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_seed_must_fit_in_64_bits(seed):
+    with pytest.raises(VLLMValidationError, match="seed must fit"):
+        sampling.refuse_unsupported(SamplingParams(seed=seed))
+
+
+def test_translation(fake_core):
+    params = SamplingParams(temperature=1, top_p=0.25, top_k=9, seed=12, logprobs=3)
+    assert sampling.to_core(params) == fake_core.SamplingParams(
+        temperature=1.0, top_p=0.25, top_k=9, seed=12, num_logprobs=3
+    )
+    assert sampling.to_core(SamplingParams()) == fake_core.SamplingParams()
+
+
+def test_a_top_k_beyond_32_bits_keeps_all_tokens(fake_core):
+    assert sampling.to_core(SamplingParams(top_k=10**12)).top_k == 2**31 - 1
+
+
+def test_unsupported_defaults_of_a_model():
+    defaults = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "min_p": 0.0}
+    assert list(sampling.unsupported_defaults(defaults)) == [("repetition_penalty", 1.05)]
