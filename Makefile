@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make serve` and `make test` need nothing but Python, a C++ compiler, git and make: the rest
+# is installed into .venv by scripts/setup_env.py.
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast lint format bench stubs lock setup clean distclean
+
+# Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
+SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
+ifeq ($(SYSTEM_PYTHON),)
+  $(error Python was not found. Debian, Ubuntu: sudo apt-get install -y python3 python3-dev python3-venv. Mac: xcode-select --install)
+endif
+
+PY := .venv/bin/python
+BUILD := build/release
+JOBS := $(shell getconf _NPROCESSORS_ONLN)
+
+export MODEL PORT ARGS PYTHON
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  Variables of serve: MODEL=directory|file.gguf|hub/name  PORT=8000  ARGS="--max-model-len 2048"'
+	@echo '  PYTHON=python3.12 chooses the interpreter of .venv.'
+
+serve:  ## set up and serve the default model, or MODEL=…, on 127.0.0.1:8000
+	@$(SYSTEM_PYTHON) scripts/serve.py
+
+test: setup  ## set up and run all tests: C++, plugin, parity, end to end
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
+	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure
+	$(PY) -m pytest
+
+test-fast: setup  ## the tests that need neither a server nor the real model
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
+	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure
+	$(PY) -m pytest -m "not slow"
+
+lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
+	$(PY) scripts/lint.py
+
+format: setup  ## format C++ and Python in place
+	$(PY) scripts/lint.py --fix
+
+stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
+	$(PY) -m nanobind.stubgen -m vllm_metal._core -o python/vllm_metal/_core.pyi
+
+bench: setup  ## run the scripts of benchmarks/; ARGS goes to each
+	@set -e; for script in benchmarks/bench_*.py; do echo "--- $$script"; $(PY) "$$script" $(ARGS); done
+
+setup:  ## set up .venv for development, build the extension and the C++ tests
+	@$(SYSTEM_PYTHON) scripts/setup_env.py dev
+
+lock:  ## resolve requirements/*.in into the lock files
+	scripts/lock.sh
+
+clean:  ## remove what was built
+	rm -rf build dist .cache/wheel .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean  ## remove .venv and caches too
+	rm -rf .venv .cache

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make lint` runs every check on the whole tree; `make format` (--fix) rewrites the sources.
+
+Names after the options choose checks: `lint.py ruff mypy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+BUILD = ROOT / "build" / "release"
+STUB = ROOT / "python" / "vllm_metal" / "_core.pyi"
+TIDY_CACHE = ROOT / ".cache" / "clang-tidy"
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Files of the checkout that git knows or would add."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted({name for name in names.splitlines() if (ROOT / name).is_file()})
+
+
+def passes(*command: object) -> bool:
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=ROOT, check=False).returncode == 0
+
+
+def clang_format(fix: bool = False) -> bool:
+    mode = ["-i"] if fix else ["--dry-run", "-Werror"]
+    return passes(BIN / "clang-format", *mode, *tracked("*.cpp", "*.h"))
+
+
+def ruff(fix: bool = False) -> bool:
+    if fix:
+        passes(BIN / "ruff", "check", "--quiet", "--fix")
+        return passes(BIN / "ruff", "format")
+    checked = passes(BIN / "ruff", "check")
+    return passes(BIN / "ruff", "format", "--check") and checked
+
+
+def mypy() -> bool:
+    return passes(BIN / "mypy")
+
+
+def shellcheck() -> bool:
+    return passes(BIN / "shellcheck", *tracked("*.sh", ".ci/run"))
+
+
+def layers() -> bool:
+    return passes(sys.executable, ".ci/check_layers.py")
+
+
+def spdx() -> bool:
+    return passes(sys.executable, ".ci/check_spdx.py", *tracked())
+
+
+def documents() -> bool:
+    return passes(sys.executable, ".ci/generate_supported_models.py", "--check")
+
+
+def stubs() -> bool:
+    """The checked-in stub of the extension says what the extension has."""
+    with tempfile.TemporaryDirectory() as folder:
+        generated = Path(folder) / "_core.pyi"
+        module = ["-m", "nanobind.stubgen", "-q", "-m", "vllm_metal._core", "-o", generated]
+        if not passes(sys.executable, *module):
+            return False
+        want = generated.read_text(encoding="utf-8").splitlines()
+    have = STUB.read_text(encoding="utf-8").splitlines() if STUB.exists() else []
+    name = str(STUB.relative_to(ROOT))
+    difference = list(difflib.unified_diff(have, want, name, "extension (make stubs)", lineterm=""))
+    print("\n".join(difference) or f"{name} is what the extension has")
+    return not difference
+
+
+def clang_tidy() -> bool:
+    """Every source of the library, but for those that passed before and see the same headers."""
+    headers = hashlib.sha256()
+    for name in [".clang-tidy", "requirements/dev.txt", *tracked("src/*.h", "python/bindings/*.h")]:
+        headers.update((ROOT / name).read_bytes())
+    compiled = (BUILD / "compile_commands.json").read_text(encoding="utf-8")
+    names = [name for name in tracked("src/*.cpp", "python/bindings/*.cpp") if name in compiled]
+    TIDY_CACHE.mkdir(parents=True, exist_ok=True)
+
+    def check(name: str) -> bool:
+        state = headers.copy()
+        state.update(name.encode() + (ROOT / name).read_bytes())
+        passed_before = TIDY_CACHE / state.hexdigest()
+        if passed_before.exists():
+            return True
+        command = [str(BIN / "clang-tidy"), "--quiet", "-p", str(BUILD), name]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            print(result.stdout or result.stderr, flush=True)
+            return False
+        passed_before.touch()
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failures = list(pool.map(check, names)).count(False)
+    print(f"clang-tidy: {len(names)} files, {failures} with findings")
+    return failures == 0
+
+
+CHECKS: dict[str, Callable[[], bool]] = {
+    "layers": layers,
+    "spdx": spdx,
+    "ruff": ruff,
+    "clang-format": clang_format,
+    "shellcheck": shellcheck,
+    "documents": documents,
+    "stubs": stubs,
+    "mypy": mypy,
+    "clang-tidy": clang_tidy,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fix", action="store_true", help="format the sources instead")
+    parser.add_argument("checks", nargs="*", help=f"of {', '.join(CHECKS)}; default: all")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.checks) - set(CHECKS):
+        parser.error(f"no such check: {', '.join(sorted(unknown))}")
+    if arguments.fix:
+        return 0 if clang_format(fix=True) and ruff(fix=True) else 1
+    failed = []
+    for name in arguments.checks or CHECKS:
+        started = time.monotonic()
+        print(f"--- {name}", flush=True)
+        if not CHECKS[name]():
+            failed.append(name)
+        print(f"    {time.monotonic() - started:.1f} s", flush=True)
+    print(f"lint: {'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
