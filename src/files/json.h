@@ -30,7 +30,8 @@ class Json {
   explicit Json(Object value) : value_(std::move(value)) {}
 
   // Throws std::invalid_argument with line and column. Accepts the NaN and Infinity that
-  // Python's json writes, since Hugging Face configs hold them.
+  // Python's json writes, since Hugging Face configs hold them. An integer beyond 64 bits becomes
+  // the nearest real; strings must be UTF-8.
   static Json parse(std::string_view text);
 
   bool is_null() const { return std::holds_alternative<std::monostate>(value_); }
