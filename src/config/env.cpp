@@ -118,6 +118,13 @@ const Environment& environment() {
   return env;
 }
 
+int omp_num_threads() {
+  const std::string value = value_of(process_lookup, "OMP_NUM_THREADS").value_or("");
+  int number = 0;
+  std::from_chars(value.data(), value.data() + value.size(), number);
+  return std::max(number, 0);
+}
+
 std::vector<VariableState> describe_environment() {
   Environment::read(process_lookup);
   std::vector<VariableState> states;

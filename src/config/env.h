@@ -28,6 +28,10 @@ struct Environment {
 // The process's environment, read at the first call.
 const Environment& environment();
 
+// The convention of OpenMP programs: at most this many threads. The variable may be a list, one
+// number a nesting level; the first counts. 0: unset or not a number.
+int omp_num_threads();
+
 // One row of the table of variables, for `vllm-metal doctor` and the documentation.
 struct VariableState {
   std::string name;
