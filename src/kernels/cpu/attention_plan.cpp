@@ -10,7 +10,7 @@ namespace vllm_metal::cpu {
 namespace {
 
 // Query rows of a tile: enough that bringing in a block of keys costs little beside using it.
-constexpr int kRowsPerTile = 48;
+constexpr int kRowsPerTile = 96;
 // What bringing in a key costs, in units of one row's use of it.
 constexpr int64_t kLoadCost = 6;
 // Parts that each thread should have to choose from, so that none ends long after the others.

@@ -3,10 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -16,6 +13,8 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+
+#include "config/env.h"
 
 namespace vllm_metal::cpu {
 
@@ -168,18 +167,9 @@ int cores_of_process() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-// OMP_NUM_THREADS may be a list, one number a nesting level; the first counts. 0: unset or
-// not a number.
-int openmp_num_threads() {
-  const char* value = std::getenv("OMP_NUM_THREADS");
-  int number = 0;
-  if (value != nullptr) std::from_chars(value, value + std::strlen(value), number);
-  return std::max(number, 0);
-}
-
 int choose_num_threads() {
   const int cores = std::max(cores_of_process(), 1);
-  const int limit = openmp_num_threads();
+  const int limit = omp_num_threads();
   return limit > 0 ? std::min(cores, limit) : cores;
 }
 

@@ -55,15 +55,24 @@ class VarlenAttention : public KernelTestP {};
 INSTANTIATE_KERNEL_TESTS(VarlenAttention);
 
 TEST_P(VarlenAttention, MatchesReferenceForHeadCountsAndSizes) {
-  for (const auto& [num_heads, num_kv_heads] : {std::pair{2, 2}, {6, 2}, {4, 1}, {8, 1}, {7, 1}}) {
-    for (int head_dim : {8, 24, 64, 80, 96, 128, 256}) {
-      const auto inputs = make_inputs(kMixedBatch, {num_heads, num_kv_heads, head_dim}, dtype());
-      const auto result = run(inputs, place(kMixedBatch, 0));
-      EXPECT_EQ(result.dtype(), dtype());
-      SCOPED_TRACE(testing::Message() << num_heads << "/" << num_kv_heads << " x " << head_dim);
-      ASSERT_NO_FATAL_FAILURE(
-          expect_close(result, attention_reference(inputs, scale_of(head_dim))));
-    }
+  for (const HeadShape& heads : std::vector<HeadShape>{{2, 2, 8},
+                                                       {6, 2, 24},
+                                                       {2, 2, 64},
+                                                       {9, 3, 64},
+                                                       {4, 1, 64},
+                                                       {8, 1, 64},
+                                                       {7, 1, 80},
+                                                       {3, 1, 96},
+                                                       {8, 2, 128},
+                                                       {8, 1, 256},
+                                                       {2, 2, 256}}) {
+    const auto inputs = make_inputs(kMixedBatch, heads, dtype());
+    const auto result = run(inputs, place(kMixedBatch, 0));
+    EXPECT_EQ(result.dtype(), dtype());
+    SCOPED_TRACE(testing::Message()
+                 << heads.num_heads << "/" << heads.num_kv_heads << " x " << heads.head_dim);
+    ASSERT_NO_FATAL_FAILURE(
+        expect_close(result, attention_reference(inputs, scale_of(heads.head_dim))));
   }
 }
 

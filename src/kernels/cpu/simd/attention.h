@@ -15,7 +15,7 @@ namespace vllm_metal::cpu {
 // results are always merged span by span from the first: so every query has one order of
 // summation, alone or batched, prefilled or decoded, and the spans of a long request can still be
 // computed side by side.
-constexpr int kKeyBlock = 32;
+constexpr int kKeyBlock = 64;
 constexpr int kKeySpan = 512;
 
 // Consecutive queries of one request for all query heads of one key head; these share each key

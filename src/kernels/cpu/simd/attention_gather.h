@@ -49,19 +49,47 @@ void find_rows(const AttentionTile& tile, int64_t begin, int count, int64_t* off
   }
 }
 
+// Dimensions [0, result) of kLanes keys, which may be null for zeros. Of bfloat16, two dimensions
+// are transposed at a time, as the word that they lie in; a shift or a mask takes each out.
+VLLM_METAL_INLINE int gather_pairs(const Bfloat16* const* sources, int head_dim, float* keys) {
+  int d = 0;
+  for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
+    Floats square[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      square[i] = sources[i] != nullptr ? load_bits<Floats>(sources[i] + d) : Floats{};
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      const Words pair = as_words(square[i]);
+      store(keys + (d + 2 * i) * kKeyBlock, as_floats(pair << 16));
+      store(keys + (d + 2 * i + 1) * kKeyBlock, as_floats(pair & 0xffff0000u));
+    }
+  }
+  return d;
+}
+// The other types gain nothing by it.
+template <typename Element>
+VLLM_METAL_INLINE int gather_pairs(const Element* const*, int, float*) {
+  return 0;
+}
+
 // Writes keys [head_dim, kKeyBlock]; of the columns from `count` on, those up to a whole number of
 // registers become zero.
 template <typename Element>
 void gather_keys(const AttentionTile& tile, const int64_t* offsets, int count, float* keys) {
-  const Element* cache = (const Element*)tile.keys;
   for (int first = 0; first < count; first += kLanes) {
-    for (int d = 0; d < tile.head_dim; d += kLanes) {
+    const Element* sources[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      sources[i] = first + i < count ? (const Element*)tile.keys + offsets[first + i] : nullptr;
+    }
+    for (int d = gather_pairs(sources, tile.head_dim, keys + first); d < tile.head_dim;
+         d += kLanes) {
       Floats square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        square[i] = first + i < count
-                        ? load_up_to(cache + offsets[first + i] + d, tile.head_dim - d)
-                        : Floats{};
+        square[i] =
+            sources[i] != nullptr ? load_up_to(sources[i] + d, tile.head_dim - d) : Floats{};
       }
       transpose(square);
 #pragma GCC unroll 16

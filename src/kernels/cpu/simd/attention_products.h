@@ -69,8 +69,8 @@ void add_rows(const Product& product) {
 
 // The product for `num_rows` rows, 1 to kMaxRows.
 VLLM_METAL_INLINE void add_product(const Product& product, int num_rows) {
-  constexpr void (*kAddRows[kMaxRows])(const Product&) = {
-      add_rows<1>, add_rows<2>, add_rows<3>, add_rows<4>, add_rows<5>, add_rows<6>};
+  constexpr void (*kAddRows[kMaxRows])(const Product&) = {add_rows<1>, add_rows<2>, add_rows<3>,
+                                                          add_rows<4>, add_rows<5>, add_rows<6>};
   kAddRows[num_rows - 1](product);
 }
 

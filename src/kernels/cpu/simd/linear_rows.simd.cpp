@@ -10,40 +10,44 @@ namespace {
 // Dequantised rows at a time: a multiple of every tile's rows that stays in the first cache.
 constexpr int64_t kDequantizedRows = 4;
 
-// Sums rows of elements, as they lie, with packed tokens: float32, zero beyond in_features.
+// Sums rows of elements, as they lie, with packed tokens.
 template <typename Element>
 struct RowsTile {
   const Element* rows;
   int64_t row_stride;
   int64_t in_features;
-  const float* input;  // [num_tokens, input_stride]
-  int64_t input_stride;
+  const float* input;  // packed, zero beyond in_features
+  int64_t token_floats;
   float* sums;  // [num_tokens, sums_stride]
   int64_t sums_stride;
 
   template <int Rows, int Tokens>
   void run(int64_t row, int64_t token) const {
     const Element* weights = rows + row * row_stride;
-    const float* x = input + token * input_stride;
+    const float* x = input + token * token_floats;
     Floats totals[Rows][Tokens] = {};
-    const auto step = [&](int64_t column, const auto& load_weights) __attribute__((always_inline)) {
+    const auto step = [&](const auto& load_weights) __attribute__((always_inline)) {
       Floats weight[Rows];
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) weight[r] = load_weights(weights + r * row_stride + column);
+      for (int r = 0; r < Rows; ++r) {
+        weight[r] = load_weights(weights + r * row_stride);
+        prefetch_ahead(weights + r * row_stride);
+      }
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
-        const Floats value = load(x + t * input_stride + column);
+        const Floats value = load(x + t * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) totals[r][t] = fma(weight[r], value, totals[r][t]);
       }
+      weights += kLanes;
+      x += Tokens * kLanes;
     };
-    int64_t column = 0;
-    for (; column + kLanes <= in_features; column += kLanes) {
-      step(column, [](const Element* source) { return load(source); });
+    const int64_t whole = in_features / kLanes;
+    for (int64_t i = 0; i < whole; ++i) {
+      step([](const Element* source) { return load(source); });
     }
-    if (column < in_features) {
-      const int64_t rest = in_features - column;
-      step(column, [rest](const Element* source) { return load_first(source, rest); });
+    if (const int64_t rest = in_features - whole * kLanes; rest > 0) {
+      step([rest](const Element* source) { return load_first(source, rest); });
     }
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
@@ -55,14 +59,14 @@ struct RowsTile {
   }
 };
 
-int64_t input_stride(const WeightRows& weight) { return round_up(weight.in_features, kLanes); }
+int64_t padded_features(const WeightRows& weight) { return round_up(weight.in_features, kLanes); }
 
 int64_t input_floats(const WeightRows& weight, int64_t num_tokens) {
-  return num_tokens * input_stride(weight);
+  return num_tokens * padded_features(weight);
 }
 
 int64_t dequantized_floats(const WeightRows& weight) {
-  return weight.bits == 0 ? 0 : kDequantizedRows * input_stride(weight);
+  return weight.bits == 0 ? 0 : kDequantizedRows * padded_features(weight);
 }
 
 int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
@@ -70,12 +74,15 @@ int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num
 }
 
 void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
-  const int64_t stride = input_stride(weight);
   with_elements(tokens.elements, tokens.type, [&](const auto* x) {
-    for (int64_t token = 0; token < tokens.num_tokens; ++token) {
-      float* packed = input + token * stride;
-      to_float32(x + token * tokens.stride, weight.in_features, packed);
-      for (int64_t i = weight.in_features; i < stride; ++i) packed[i] = 0.0f;
+    for (int64_t token = 0; token < tokens.num_tokens; ++token, x += tokens.stride) {
+      const PackedToken place(token, tokens.num_tokens, padded_features(weight));
+      float* packed = input + place.offset;
+      int64_t i = 0;
+      for (; i + kLanes <= weight.in_features; i += kLanes, packed += place.step) {
+        store(packed, load(x + i));
+      }
+      if (i < weight.in_features) store(packed, load_first(x + i, weight.in_features - i));
     }
   });
 }
@@ -83,7 +90,7 @@ void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
 // Rows [begin, end) to sums [num_tokens, end - begin].
 void sum_dequantized(const WeightRows& weight, const float* input, int64_t num_tokens,
                      int64_t begin, int64_t end, float* sums, float* dequantized) {
-  const int64_t stride = input_stride(weight);
+  const int64_t stride = padded_features(weight);
   for (int64_t row = begin; row < end; row += kDequantizedRows) {
     const int64_t count = end - row < kDequantizedRows ? end - row : kDequantizedRows;
     for (int64_t r = 0; r < count; ++r) {
@@ -93,7 +100,7 @@ void sum_dequantized(const WeightRows& weight, const float* input, int64_t num_t
                                .row_stride = stride,
                                .in_features = weight.in_features,
                                .input = input,
-                               .input_stride = stride,
+                               .token_floats = stride,
                                .sums = sums + (row - begin),
                                .sums_stride = end - begin};
     cover(tile, num_tokens, 0, count);
@@ -112,7 +119,7 @@ void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64
                                    .row_stride = weight.stride,
                                    .in_features = weight.in_features,
                                    .input = input,
-                                   .input_stride = input_stride(weight),
+                                   .token_floats = padded_features(weight),
                                    .sums = sums,
                                    .sums_stride = end - begin};
       cover(tile, num_tokens, 0, end - begin);

@@ -29,10 +29,10 @@ VLLM_METAL_INLINE Floats pick_lanes(Floats values, Ints index) {
 
 // How the input of a product is laid out, in floats (or int32):
 //
-//   first_group [num_registers]            group of the first lane of each register of words
-//   lane_group  [num_registers, kLanes]    group of each lane, less first_group
-//   tokens      [num_tokens, token_stride] packed values [num_registers, values_per_word, kLanes],
-//                                          sums over groups [padded_groups]
+//   first_group [num_registers]          for each register of words, the first group that lanes
+//   lane_group  [num_registers, kLanes]  take their scales from; the group of each lane less that
+//   packed tokens, each of               packed values [num_registers, values_per_word, kLanes],
+//                                        then sums over groups [padded_groups]
 struct Layout {
   explicit Layout(const WeightRows& weight)
       : bits(weight.bits),
@@ -45,7 +45,7 @@ struct Layout {
         lane_group_offset(round_up(num_registers, kLanes)),
         tokens_offset(lane_group_offset + num_registers * kLanes),
         packed_floats(num_registers * values_per_word * kLanes),
-        token_stride(packed_floats + padded_groups) {}
+        token_floats(packed_floats + padded_groups) {}
 
   // Scales and biases of one row in scratch. Registers of lane groups are read from any group on.
   int64_t group_stride() const { return padded_groups + kLanes; }
@@ -60,49 +60,54 @@ struct Layout {
   int64_t lane_group_offset;
   int64_t tokens_offset;
   int64_t packed_floats;
-  int64_t token_stride;
+  int64_t token_floats;
 };
 
-// Lanes beyond the row's end get the last group; their packed input is zero.
+// Lanes beyond the row's end get the last group; their packed input is zero. Where it can be,
+// first_group is a multiple of kLanes, as scales were when they were stored: a load that spans two
+// recent stores waits for both.
 void pack_groups(const Layout& layout, int32_t* first_group, int32_t* lane_group) {
+  const auto group_of = [&](int64_t word) {
+    return (word < layout.num_words ? word : layout.num_words - 1) / layout.words_per_group;
+  };
   for (int64_t i = 0; i < layout.num_registers; ++i) {
-    const int64_t first = i * kLanes / layout.words_per_group;
+    const int64_t word = i * kLanes;
+    const int64_t aligned = group_of(word) / kLanes * kLanes;
+    const bool fits = group_of(word + kLanes - 1) < aligned + kLanes;
+    const int64_t first = fits ? aligned : group_of(word);
     first_group[i] = (int32_t)first;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t group = (i * kLanes + lane) / layout.words_per_group;
-      const int64_t last = layout.num_groups - 1;
-      lane_group[i * kLanes + lane] = (int32_t)((group < last ? group : last) - first);
+      lane_group[word + lane] = (int32_t)(group_of(word + lane) - first);
     }
   }
 }
 
-void pack_values(const Layout& layout, const float* x, float* packed) {
+void pack_values(const Layout& layout, const float* x, const PackedToken& place, float* packed) {
   const int64_t count = layout.values_per_word;
   float shrink[16];  // 2^-(bits * value); the last value is shifted down instead
   for (int64_t value = 0; value < count; ++value) {
     shrink[value] = value + 1 < count ? 1.0f / (float)(1u << (layout.bits * value)) : 1.0f;
   }
-  for (int64_t word = 0; word < layout.num_words; ++word) {
-    float* lane = packed + word / kLanes * kLanes * count + word % kLanes;
+  for (int64_t word = 0; word < layout.num_registers * kLanes; ++word) {
+    float* lane = packed + word / kLanes * count * place.step + word % kLanes;
     for (int64_t value = 0; value < count; ++value) {
-      lane[value * kLanes] = x[word * count + value] * shrink[value];
+      lane[value * place.step] =
+          word < layout.num_words ? x[word * count + value] * shrink[value] : 0.0f;
     }
-  }
-  for (int64_t word = layout.num_words; word < layout.num_registers * kLanes; ++word) {
-    float* lane = packed + word / kLanes * kLanes * count + word % kLanes;
-    for (int64_t value = 0; value < count; ++value) lane[value * kLanes] = 0.0f;
   }
 }
 
-void pack_group_sums(const Layout& layout, int64_t group_size, const float* x, float* sums) {
-  for (int64_t group = 0; group < layout.num_groups; ++group, x += group_size) {
+void pack_group_sums(const Layout& layout, int64_t group_size, const float* x,
+                     const PackedToken& place, float* packed) {
+  for (int64_t group = 0; group < layout.padded_groups; ++group, x += group_size) {
     Floats total = {};
-    int64_t i = 0;
-    for (; i + kLanes <= group_size; i += kLanes) total += load(x + i);
-    if (i < group_size) total += load_first(x + i, group_size - i);
-    sums[group] = horizontal_sum(total);
+    if (group < layout.num_groups) {
+      int64_t i = 0;
+      for (; i + kLanes <= group_size; i += kLanes) total += load(x + i);
+      if (i < group_size) total += load_first(x + i, group_size - i);
+    }
+    packed[group / kLanes * place.step + group % kLanes] = horizontal_sum(total);
   }
-  for (int64_t group = layout.num_groups; group < layout.padded_groups; ++group) sums[group] = 0.0f;
 }
 
 // Converts rows [row, row + num_rows) of scales or biases; zero beyond the last group of a row.
@@ -156,7 +161,7 @@ struct WordsTile {
       }
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
-        const Floats in = load(x + t * layout.token_stride + value * kLanes);
+        const Floats in = load(x + (value * Tokens + t) * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
           if constexpr (Tokens == 1) {
@@ -178,7 +183,7 @@ struct WordsTile {
     for (int64_t group = 0; group < layout.padded_groups; group += kLanes) {
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
-        const Floats sum = load(group_sums + t * layout.token_stride + group);
+        const Floats sum = load(group_sums + group * Tokens + t * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
           const Floats bias = load(biases + r * layout.group_stride() + group);
@@ -193,25 +198,35 @@ struct WordsTile {
     load_groups(layout, weight.scales, weight.type, weight.scales_stride, row, Rows, scales);
     load_groups(layout, weight.biases, weight.type, weight.biases_stride, row, Rows, biases);
     const int32_t* first_group = (const int32_t*)input;
-    const float* lane_groups = input + layout.lane_group_offset;
-    const float* x = input + layout.tokens_offset + token * layout.token_stride;
+    const float* lane_group = input + layout.lane_group_offset;
+    const float* x = input + layout.tokens_offset + token * layout.token_floats;
     const uint32_t* packed = (const uint32_t*)weight.elements + row * weight.stride;
     Floats totals[Rows][Tokens] = {};
-    for (int64_t i = 0; i < layout.num_registers; ++i) {
-      const int64_t rest = layout.num_words - i * kLanes;
-      const Ints lane_group = load_bits<Ints>(lane_groups + i * kLanes);
+    const auto step = [&](const auto& load_words) __attribute__((always_inline)) {
+      const Ints index = load_bits<Ints>(lane_group);
+      const float* first_scale = scales + *first_group;
       Words words[Rows];
       Floats scale[Rows];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
-        const uint32_t* source = packed + r * weight.stride + i * kLanes;
-        words[r] = rest >= kLanes ? load_bits<Words>(source) : load_first_bits<Words>(source, rest);
-        scale[r] =
-            pick_lanes(load(scales + r * layout.group_stride() + first_group[i]), lane_group);
+        words[r] = load_words(packed + r * weight.stride);
+        prefetch_ahead(packed + r * weight.stride);
+        scale[r] = pick_lanes(load(first_scale + r * layout.group_stride()), index);
       }
-      add_words(words, scale, x + i * kValues * kLanes, totals);
+      add_words(words, scale, x, totals);
+      ++first_group;
+      lane_group += kLanes;
+      packed += kLanes;
+      x += kValues * Tokens * kLanes;
+    };
+    const int64_t whole = layout.num_words / kLanes;
+    for (int64_t i = 0; i < whole; ++i) {
+      step([](const uint32_t* source) { return load_bits<Words>(source); });
     }
-    add_biases(x + layout.packed_floats, totals);
+    if (const int64_t rest = layout.num_words - whole * kLanes; rest > 0) {
+      step([rest](const uint32_t* source) { return load_first_bits<Words>(source, rest); });
+    }
+    add_biases(x, totals);
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 16
@@ -225,7 +240,7 @@ struct WordsTile {
 int64_t input_floats(const WeightRows& weight, int64_t num_tokens) {
   const Layout layout(weight);
   // The last row is where a token is converted before it is packed.
-  return layout.tokens_offset + num_tokens * layout.token_stride + weight.in_features;
+  return layout.tokens_offset + num_tokens * layout.token_floats + weight.in_features;
 }
 
 int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
@@ -236,12 +251,15 @@ void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
   const Layout layout(weight);
   pack_groups(layout, (int32_t*)input, (int32_t*)(input + layout.lane_group_offset));
   float* packed = input + layout.tokens_offset;
-  float* converted = packed + tokens.num_tokens * layout.token_stride;
+  float* converted = packed + tokens.num_tokens * layout.token_floats;
   with_elements(tokens.elements, tokens.type, [&](const auto* x) {
-    for (int64_t token = 0; token < tokens.num_tokens; ++token, packed += layout.token_stride) {
-      to_float32(x + token * tokens.stride, weight.in_features, converted);
-      pack_values(layout, converted, packed);
-      pack_group_sums(layout, weight.group_size, converted, packed + layout.packed_floats);
+    for (int64_t token = 0; token < tokens.num_tokens; ++token, x += tokens.stride) {
+      const PackedToken place(token, tokens.num_tokens, layout.token_floats);
+      float* values = packed + place.offset;
+      float* sums = values + layout.num_registers * layout.values_per_word * place.step;
+      to_float32(x, weight.in_features, converted);
+      pack_values(layout, converted, place, values);
+      pack_group_sums(layout, weight.group_size, converted, place, sums);
     }
   });
 }

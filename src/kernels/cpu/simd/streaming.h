@@ -16,6 +16,31 @@ constexpr int kMaxTileRows = 4;
 template <int Tokens>
 constexpr int kTileRows = Tokens == 1 || (Tokens <= 4 && kNumRegisters == 32) ? kMaxTileRows : 2;
 
+// Weights are prefetched this far ahead of their use: a row is too short for the processor to
+// notice in time that it is being streamed.
+constexpr int64_t kPrefetchBytes = 4096;
+
+VLLM_METAL_INLINE void prefetch_ahead(const void* weights) {
+  __builtin_prefetch((const char*)weights + kPrefetchBytes);
+}
+
+// The packed input of kMaxTileTokens tokens, or of what is left at the end, is interleaved register
+// by register, so that a tile walks through it with one pointer:
+//
+//   | register 0 of tokens 0 1 ... 7 | register 1 of tokens 0 1 ... 7 | ...
+//
+// This is where token `token` begins; its registers are `step` floats apart.
+struct PackedToken {
+  PackedToken(int64_t token, int64_t num_tokens, int64_t token_floats) {
+    const int64_t first = token / kMaxTileTokens * kMaxTileTokens;
+    const int64_t rest = num_tokens - first;
+    offset = first * token_floats + (token - first) * kLanes;
+    step = (rest < kMaxTileTokens ? rest : kMaxTileTokens) * kLanes;
+  }
+  int64_t offset;
+  int64_t step;
+};
+
 // Calls tile.template run<Rows, Tokens>(row, token) for tiles that cover rows [begin, end) by
 // `Tokens` tokens from `token` on.
 template <int Tokens, typename Tile>

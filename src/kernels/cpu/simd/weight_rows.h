@@ -72,20 +72,32 @@ inline void unpack_registers(const uint8_t* packed, int64_t count, float* out) {
   }
 }
 
+// `Count` (3, 5 or 6) bytes, in two loads: copied to an integer in memory, they would have to be
+// stored before they can be read as a whole.
+template <int Count>
+VLLM_METAL_INLINE uint64_t load_bytes(const uint8_t* source) {
+  constexpr int kHead = Count < 4 ? 2 : 4;
+  uint32_t head = 0, tail = 0;
+  __builtin_memcpy(&head, source, kHead);
+  __builtin_memcpy(&tail, source + kHead, Count - kHead);
+  return head | (uint64_t)tail << (8 * kHead);
+}
+
 // Values of 3, 5 or 6 bits: eight of them are `Bits` whole bytes. A row has a multiple of eight,
 // as it ends with a word.
 template <int Bits>
 inline void unpack_eights(const uint8_t* packed, int64_t count, float* out) {
-  typedef uint64_t EightLongs __attribute__((vector_size(64)));
+  typedef uint32_t EightWords __attribute__((vector_size(32)));
   typedef int32_t EightInts __attribute__((vector_size(32)));
   typedef float EightFloats __attribute__((vector_size(32)));
-  const EightLongs shifts = {0, Bits, 2 * Bits, 3 * Bits, 4 * Bits, 5 * Bits, 6 * Bits, 7 * Bits};
+  const EightWords shifts = {0, Bits, 2 * Bits, 3 * Bits, 0, Bits, 2 * Bits, 3 * Bits};
   for (int64_t i = 0; i < count; i += 8) {
-    uint64_t packed_bits = 0;
-    __builtin_memcpy(&packed_bits, packed + i / 8 * Bits, Bits);
-    const EightLongs values = ((EightLongs{} + packed_bits) >> shifts) & ((1u << Bits) - 1u);
-    const EightFloats floats =
-        __builtin_convertvector(__builtin_convertvector(values, EightInts), EightFloats);
+    const uint64_t bits = load_bytes<Bits>(packed + i / 8 * Bits);
+    const uint32_t low = (uint32_t)bits;  // four values in each half
+    const uint32_t high = (uint32_t)(bits >> (4 * Bits));
+    const EightWords halves = {low, low, low, low, high, high, high, high};
+    const EightWords values = (halves >> shifts) & ((1u << Bits) - 1u);
+    const EightFloats floats = __builtin_convertvector((EightInts)values, EightFloats);
     __builtin_memcpy(out + i, &floats, sizeof(floats));
   }
 }
@@ -124,8 +136,8 @@ inline void read_quantized(const WeightRows& weight, int64_t row, int64_t begin,
   with_elements(weight.scales, weight.type, [&]<typename Element>(const Element* scales) {
     scales += row * weight.scales_stride;
     const Element* biases = (const Element*)weight.biases + row * weight.biases_stride;
-    for (int64_t column = begin; column < end;) {
-      const int64_t group = column / weight.group_size;
+    int64_t group = begin / weight.group_size;
+    for (int64_t column = begin; column < end; ++group) {
       const int64_t group_end = (group + 1) * weight.group_size;
       const int64_t next = group_end < end ? group_end : end;
       scale_and_shift(out + (column - begin), next - column, load_one(scales + group),
