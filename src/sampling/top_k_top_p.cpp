@@ -91,7 +91,7 @@ void TopKTopPFilter::collect(const RowSoftmax& softmax, float temperature, float
     const auto block = logits.subspan(begin, std::min(kBlockSize, logits.size() - begin));
     std::array<float, kBlockSize> exponents;
     const auto passes = [&](size_t i) {
-      return (block[i] >= min_logit) & (exponents[i] >= min_exponent);
+      return block[i] >= min_logit && exponents[i] >= min_exponent;
     };
     // Most blocks hold nothing: counting first lets the compiler vectorise their part.
     int num_passing = 0;
