@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runner/model_runner.h"
 
+#include <chrono>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -92,17 +93,48 @@ SampleOutput ModelRunner::sample_rows(const PackedStep& step, const mx::array& l
   return sample(std::span(logits.data<float>(), logits.size()), config_.vocab_size, requests);
 }
 
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds(Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+// The line of VLLM_METAL_DEBUG.
+void log_step(const PackedStep& step, Clock::duration forward, Clock::duration sampling) {
+  if (!environment().debug) return;
+  log(LogLevel::kDebug,
+      text("step: ", step.requests.size(), " requests, ", step.token_ids.size(), " tokens, ",
+           step.samples.size(), " sampled; forward ", milliseconds(forward), " ms, sampling ",
+           milliseconds(sampling), " ms; memory ", mx::get_active_memory() >> 20, " MiB active, ",
+           mx::get_peak_memory() >> 20, " MiB peak"));
+}
+
+}  // namespace
+
 StepOutput ModelRunner::step(const StepInput& input) {
   if (!cache_)
     throw std::invalid_argument("[runner] initialize_kv_cache must be called before step.");
+  const size_t held = cache_->nbytes();
   batch_.update(input, *cache_);
+  if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
   StepOutput output;
   output.token_ids.assign(input.scheduled.size(), StepOutput::kNoToken);
   if (input.scheduled.empty()) return output;
   const PackedStep step = batch_.pack(input);
+  const auto start = Clock::now();
   const mx::array logits = compute_logits(step);
-  if (step.samples.empty()) return output;
-  if (keep_logits_) last_logits_ = logits;
+  const auto computed = Clock::now();
+  if (!step.samples.empty()) {
+    if (keep_logits_) last_logits_ = logits;
+    draw(step, logits, output);
+  }
+  log_step(step, computed - start, Clock::now() - computed);
+  return output;
+}
+
+void ModelRunner::draw(const PackedStep& step, const mx::array& logits, StepOutput& output) {
   SampleOutput sampled = sample_rows(step, logits);
   for (size_t i = 0; i < step.samples.size(); ++i) {
     const auto& sample = step.samples[i];
@@ -112,7 +144,6 @@ StepOutput ModelRunner::step(const StepInput& input) {
     ++sample.request->num_output_tokens;
   }
   output.logprobs = std::move(sampled.logprobs);
-  return output;
 }
 
 }  // namespace vllm_metal

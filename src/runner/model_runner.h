@@ -58,6 +58,8 @@ class ModelRunner {
   // Logits of the rows to sample, float32 [num_samples, vocab_size], evaluated.
   mx::array compute_logits(const PackedStep& step);
   SampleOutput sample_rows(const PackedStep& step, const mx::array& logits) const;
+  // Draws the step's tokens, into the output and onto the requests.
+  void draw(const PackedStep& step, const mx::array& logits, StepOutput& output);
 
   ModelConfig config_;
   std::unique_ptr<Model> model_;
