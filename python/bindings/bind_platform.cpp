@@ -65,16 +65,6 @@ void bind_platform(nb::module_& module) {
       "device_info", &device_info,
       "Pick MLX's device by VLLM_MLX_DEVICE and describe it: type, backend, name, total_memory and "
       "available_memory in bytes. RuntimeError when gpu is asked for and there is none.");
-  module.def(
-      "use_mlx", [] { return environment().use_mlx; }, "VLLM_METAL_USE_MLX.");
-  module.def(
-      "block_size", [] { return environment().block_size; },
-      "VLLM_METAL_BLOCK_SIZE, tokens in a KV cache block.");
-  module.def(
-      "block_size_is_set", [] { return environment().block_size_is_set; },
-      "Whether VLLM_METAL_BLOCK_SIZE is set.");
-  module.def(
-      "debug", [] { return environment().debug; }, "VLLM_METAL_DEBUG.");
 }
 
 }  // namespace vllm_metal
