@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random configurations of every supported architecture, one row each.
 
-A row names the architecture, as in src/models/architectures.inc, what is special about it, and the keyword
-arguments of its transformers config. A test fails when an architecture has no row.
+A row names the architecture, as in src/models/architectures.inc, what is special about it, and the
+keyword arguments of its transformers config. A test fails when an architecture has no row.
 """
 
 from dataclasses import dataclass, field
@@ -51,14 +51,25 @@ ROWS = [
     llama("tied", tie_word_embeddings=True),
     llama("biases", attention_bias=True, mlp_bias=True),
     llama("head-dim-of-its-own", head_dim=24),
-    llama("odd-sizes", hidden_size=60, intermediate_size=101, vocab_size=157, num_attention_heads=6),
+    llama(
+        "odd-sizes", hidden_size=60, intermediate_size=101, vocab_size=157, num_attention_heads=6
+    ),
     llama("one-layer", num_hidden_layers=1),
-    llama("theta", **rope("default") | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))),
+    llama(
+        "theta",
+        **rope("default") | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)),
+    ),
     llama("rope-linear", **rope("linear", factor=3.0)),
     llama("rope-dynamic", **rope("dynamic", factor=2.0) | dict(max_position_embeddings=32)),
     llama(
         "rope-llama3",
-        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
+        **rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
     ),
     llama("rope-yarn", **rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     llama(

@@ -4,9 +4,10 @@
 import numpy as np
 import pytest
 import torch
-from architectures import ROWS, Row
-from conftest import RELATIVE_TOLERANCE, random_tokens, relative_error
 from vllm_metal import _core
+
+from tests.parity.architectures import ROWS, Row
+from tests.parity.pair import RELATIVE_TOLERANCE, Pair, random_tokens, relative_error
 
 FLOAT32 = RELATIVE_TOLERANCE["float32"]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
@@ -41,7 +42,7 @@ def test_prompt_in_chunks(pairs, row: Row, chunk: int):
     assert relative_error(logits["r"], pair.reference_logits(tokens)[-1]) <= FLOAT32
 
 
-def stepwise_reference(pair, tokens: list[int], prompt_len: int) -> np.ndarray:
+def stepwise_reference(pair: Pair, tokens: list[int], prompt_len: int) -> np.ndarray:
     """transformers' logits with its own cache, a token at a time after the prompt."""
     pair.reset_reference()
     rows, cache = [], None
@@ -80,14 +81,16 @@ def test_batched(pairs, row: Row):
     # Half of them start first, so that their decodes meet the others' prompts.
     results |= requests.step({name: len(prompts[name]) for name in names[::2]})
     while any(requests.computed[name] < len(prompts[name]) for name in names):
-        counts = {name: 1 for name in names[::2]}
+        counts = dict.fromkeys(names[::2], 1)
         for name in names[1::2]:
             left = len(prompts[name]) - requests.computed[name]
             counts[name] = min(left, 13) if left > 0 else 1
         for name, logits in requests.step(counts).items():
             results.setdefault(name, logits)
     for name in names:
-        assert relative_error(results[name], pair.reference_logits(prompts[name])[-1]) <= FLOAT32, name
+        assert relative_error(results[name], pair.reference_logits(prompts[name])[-1]) <= FLOAT32, (
+            name
+        )
 
 
 @every_row
