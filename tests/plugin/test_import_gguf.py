@@ -2,6 +2,7 @@
 """The weights and the config that the import writes; see also test_gguf_tokenizer.py."""
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -172,5 +173,8 @@ def test_refuses_a_scale_that_overflows(tmp_path, tiny, capsys):
     assert "exceeds float16" in message
 
 
-def test_refuses_a_missing_file(tmp_path, capsys):
+def test_refuses_what_is_no_file(tmp_path, capsys):
     assert str(tmp_path / "none.gguf") in refusal_of(tmp_path / "none.gguf", capsys)
+    assert f"{tmp_path} is not a file" in refusal_of(tmp_path, capsys)
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is not a file" in refusal_of(tmp_path / "pipe", capsys)
