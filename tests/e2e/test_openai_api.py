@@ -132,7 +132,7 @@ def test_refused_parameter_is_a_400_and_the_server_goes_on(chat, options):
 
 def test_prompt_that_is_too_long(client, server):
     with pytest.raises(openai.BadRequestError, match=r"maximum (model|context) length"):
-        client.completions.create(model=server.name, prompt=[7] * 2048, max_tokens=1)
+        client.completions.create(model=server.name, prompt=[7] * 2100, max_tokens=1)
 
 
 def test_client_that_goes_away(chat):

@@ -12,7 +12,7 @@ from tests.e2e.server import Server
 def test_start_reports_device_and_memory(server):
     text = server.log.read_text()
     assert "Device " in text
-    assert "KV cache up to 1.00 GiB" in text
+    assert "KV cache up to 1023.75 MiB, 23,296 tokens" in text  # 1 GiB in whole blocks
 
 
 def test_no_telemetry_and_no_warning_of_our_variables(server):
