@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill and decode speed of one request on the default model: ours and mlx-lm in the same run.
 
-Runs alternate; medians and ratios are printed, and written as JSON with --json. Processor, versions, threads
-and lengths are part of the result, since none of it means anything without them.
+Runs alternate; medians and ratios are printed, and written as JSON with --json. Processor,
+versions and lengths are part of the result, since none of it means anything without them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def ours(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Spee
     from vllm_metal import _core
 
     config = json.loads((model_dir / "config.json").read_text())
-    runner = _core.ModelRunner(str(model_dir), json.dumps(config), config.get("dtype") or config["torch_dtype"])
+    runner = _core.ModelRunner(
+        str(model_dir), json.dumps(config), config.get("dtype") or config["torch_dtype"]
+    )
     runner.initialize_kv_cache(prompt_len + new_tokens + 16, 16)
     greedy = _core.SamplingParams(temperature=0.0)
 
@@ -40,7 +42,12 @@ def ours(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Spee
 
     def run() -> Speeds:
         start = time.perf_counter()
-        step(0, prompt_len, finished=["r"], new_requests=[("r", prompt_tokens(prompt_len), 0, greedy)])
+        step(
+            0,
+            prompt_len,
+            finished=["r"],
+            new_requests=[("r", prompt_tokens(prompt_len), 0, greedy)],
+        )
         first = time.perf_counter()
         for i in range(new_tokens - 1):
             step(prompt_len + i, 1)
@@ -71,7 +78,9 @@ def mlx_lm(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Sp
 
 
 def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -79,11 +88,17 @@ def processor() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="model directory; the default model unless given")
+    parser.add_argument(
+        "--model", type=Path, help="model directory; the default model unless given"
+    )
     parser.add_argument("--prompt-len", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs of ours, after one warm-up")
-    parser.add_argument("--peer-runs", type=int, default=1, help="counted runs of mlx-lm, which is slow on a CPU")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="counted runs of ours, after one warm-up"
+    )
+    parser.add_argument(
+        "--peer-runs", type=int, default=1, help="counted runs of mlx-lm, which is slow on a CPU"
+    )
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
     if arguments.model is None:
@@ -112,9 +127,14 @@ def main() -> int:
     print(f"{result['processor']}, {cores} cores; {result['versions']}")
     print(f"prompt {arguments.prompt_len} tokens, {arguments.new_tokens} new; medians, tokens/s")
     for phase in ("prefill", "decode"):
-        medians = {name: statistics.median(run[phase] for run in runs) for name, runs in samples.items()}
+        medians = {
+            name: statistics.median(run[phase] for run in runs) for name, runs in samples.items()
+        }
         result[phase] = medians | {"ratio": medians["ours"] / medians["mlx-lm"]}
-        print(f"{phase:8} ours {medians['ours']:8.1f}   mlx-lm {medians['mlx-lm']:8.1f}   ratio {result[phase]['ratio']:.1f}")
+        print(
+            f"{phase:8} ours {medians['ours']:8.1f}   mlx-lm {medians['mlx-lm']:8.1f}   "
+            f"ratio {result[phase]['ratio']:.1f}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
