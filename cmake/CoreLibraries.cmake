@@ -5,7 +5,7 @@
 add_library(vllm_metal_options INTERFACE)
 target_compile_features(vllm_metal_options INTERFACE cxx_std_20)
 target_compile_options(vllm_metal_options INTERFACE
-  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -fno-math-errno)
+  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -fno-math-errno -fno-trapping-math)
 if(VLLM_METAL_SANITIZE)
   string(REPLACE ";" "," _sanitizers "${VLLM_METAL_SANITIZE}")
   target_compile_options(vllm_metal_options INTERFACE -fsanitize=${_sanitizers} -fno-omit-frame-pointer -g)
