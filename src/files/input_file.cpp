@@ -31,7 +31,7 @@ InputFile::InputFile(std::filesystem::path path) : path_(std::move(path)) {
   // Non-blocking, so that a pipe in a file's place is an error and not an endless wait.
   descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor_ < 0) fail(path_, errno);
-  struct stat status {};
+  struct stat status{};
   int error = ::fstat(descriptor_, &status) == 0 ? 0 : errno;
   if (error == 0 && S_ISDIR(status.st_mode)) error = EISDIR;
   if (error == 0 && !S_ISREG(status.st_mode)) error = EINVAL;

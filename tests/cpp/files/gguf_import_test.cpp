@@ -169,15 +169,15 @@ TEST_F(GgufImportTest, CopiesDenseTensors) {
 TEST_F(GgufImportTest, ReportsProgressAndStops) {
   GgufImport import = open(TinyGguf{}.file());
   std::vector<std::pair<uint64_t, uint64_t>> calls;
-  import.write(dir_ / "out", [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total);
-});
-EXPECT_EQ(calls.size(), import.tensors().size());
-EXPECT_TRUE(std::is_sorted(calls.begin(), calls.end()));
-EXPECT_EQ(calls.back().first, calls.back().second);
+  import.write(dir_ / "out",
+               [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total); });
+  EXPECT_EQ(calls.size(), import.tensors().size());
+  EXPECT_TRUE(std::is_sorted(calls.begin(), calls.end()));
+  EXPECT_EQ(calls.back().first, calls.back().second);
 
-auto stop = [](uint64_t, uint64_t) { throw std::runtime_error("stop"); };
-EXPECT_THROW(import.write(dir_ / "stopped", stop), std::runtime_error);
-EXPECT_FALSE(std::filesystem::exists(dir_ / "stopped"));
+  auto stop = [](uint64_t, uint64_t) { throw std::runtime_error("stop"); };
+  EXPECT_THROW(import.write(dir_ / "stopped", stop), std::runtime_error);
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "stopped"));
 }  // namespace
 
 TEST_F(GgufImportTest, RefusesOtherArchitectures) {
@@ -274,5 +274,5 @@ TEST_F(GgufImportTest, NamesTheTensorThatCannotBeRepresented) {
   EXPECT_FALSE(std::filesystem::exists(dir_ / "out"));
 }
 
-}  // namespace vllm_metal
+}  // namespace
 }  // namespace vllm_metal
