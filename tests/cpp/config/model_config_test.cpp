@@ -55,8 +55,7 @@ TEST(ModelConfig, ReadsHuggingFaceKeys) {
 }
 
 TEST(ModelConfig, NullCountsAsAbsent) {
-  const ModelConfig config = parse(with("num_key_value_heads", "null") +
-                                   R"(,"head_dim":null)");
+  const ModelConfig config = parse(with("num_key_value_heads", "null") + R"(,"head_dim":null)");
   EXPECT_EQ(config.num_key_value_heads, 9);
   EXPECT_EQ(config.head_dim, 64);
 }
