@@ -106,9 +106,7 @@ TEST(WeightStore, NamesWhatIsMissingMisshapedOrLeft) {
                                                              {"h", counting({1, 3}, mx::float16)}});
   WeightStore store(dir.path());
   EXPECT_THAT(error_of([&] { store.take("nope", {1}); }), HasSubstr("tensor nope is missing"));
-  EXPECT_THAT(error_of([&] {
-                store.take("a", {3, 2});
-              }),
+  EXPECT_THAT(error_of([&] { store.take("a", {3, 2}); }),
               AllOf(HasSubstr("[3, 2]"), HasSubstr("[2, 3]")));
   const std::vector<std::string> names{"a", "h"};
   const std::vector<int64_t> rows{2, 1};
