@@ -31,7 +31,8 @@ struct BatchLayout {
   int64_t row(int request, int64_t position) const;
 
   std::vector<int32_t> query_starts;  // [num_requests + 1], first 0, last num_tokens
-  std::vector<int32_t> context_lens;  // [num_requests] tokens in the cache once this step has written
+  std::vector<int32_t>
+      context_lens;  // [num_requests] tokens in the cache once this step has written
   std::vector<int32_t> slot_mapping;  // [num_tokens] cache row that each token is written to
   std::vector<int32_t> block_tables;  // [num_requests, blocks_per_request]
   int32_t block_size;                 // tokens a block; 0: one contiguous range a request

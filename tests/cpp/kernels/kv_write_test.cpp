@@ -173,6 +173,17 @@ TEST_F(KVWrite, ZeroTokensChangeNothing) {
   }
 }
 
+// Writing in place into a view would write somewhere else, or not be seen through the view.
+TEST_F(KVWrite, RefusesToWriteThroughAView) {
+  mx::array keys = mx::transpose(mx::zeros({2, 8, 8}), {1, 0, 2});
+  mx::array values = mx::zeros({8, 2, 8});
+  const BatchLayout layout = layout_of({0});
+  KVView view{keys, values, layout};
+  kv_write(view, mx::ones({1, 2, 8}), mx::ones({1, 2, 8}));
+  EXPECT_EQ(message_of<std::runtime_error>([&] { mx::eval(keys); }),
+            "[kv_write] the caches must be row contiguous to be written.");
+}
+
 TEST_F(KVWrite, RefusesWhatDoesNotFit) {
   Cache cache = make_cache(8, 2, 8, mx::float32);
   const auto refuse = [&](std::vector<int32_t> slots, const mx::array& keys,

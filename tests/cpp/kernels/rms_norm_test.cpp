@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/rms_norm.h"
 
+#include <mlx/primitives.h>
+
 #include <stdexcept>
+#include <vector>
 
 #include "kernels/kernel_test.h"
 
@@ -92,6 +95,14 @@ TEST_F(RmsNormOnce, IsOneNode) {
   EXPECT_EQ(sum.inputs()[0].id(), x.id());
 }
 
+TEST_F(RmsNormOnce, CannotRunOnAGpu) {
+  mx::array result = rms_norm(mx::ones({2, 8}), mx::ones({8}), kEps);
+  std::vector<mx::array> outputs{result};
+  EXPECT_EQ(message_of<std::runtime_error>(
+                [&] { result.primitive().eval_gpu(result.inputs(), outputs); }),
+            "[RmsNorm] is a CPU kernel and cannot run on a GPU.");
+}
+
 TEST_F(RmsNormOnce, ZeroRows) {
   const auto x = mx::zeros({0, 64});
   const auto weight = mx::ones({64});
@@ -106,13 +117,11 @@ TEST_F(RmsNormOnce, RefusesWhatDoesNotFit) {
   EXPECT_EQ(
       message_of<std::invalid_argument>([&] { rms_norm(x, mx::ones({8}, mx::bfloat16), kEps); }),
       "[rms_norm] weight must have the dtype of x, float32, but is bfloat16.");
-  EXPECT_EQ(message_of<std::invalid_argument>([&] {
-              rms_norm(mx::zeros({2, 8}, mx::int32), mx::ones({8}), kEps);
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>(
+                [&] { rms_norm(mx::zeros({2, 8}, mx::int32), mx::ones({8}), kEps); }),
             "[rms_norm] x must be float32, float16 or bfloat16 but is int32.");
-  EXPECT_EQ(message_of<std::invalid_argument>([&] {
-              add_rms_norm(x, mx::zeros({3, 8}), mx::ones({8}), kEps);
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>(
+                [&] { add_rms_norm(x, mx::zeros({3, 8}), mx::ones({8}), kEps); }),
             "[add_rms_norm] residual must have shape (2,8) but has (3,8).");
 }
 

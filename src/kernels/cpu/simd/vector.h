@@ -227,9 +227,8 @@ VLLM_METAL_INLINE void store_first(Element* target, Floats values, size_t count)
 }
 
 // One element.
-template <typename Element>
-VLLM_METAL_INLINE float load_one(const Element* source) {
-  return load_first(source, 1)[0];
+VLLM_METAL_INLINE float load_one(const Float16* source) {
+  return from_float16(HalfWords{source->bits})[0];
 }
 VLLM_METAL_INLINE float load_one(const float* source) { return *source; }
 VLLM_METAL_INLINE float load_one(const Bfloat16* source) {
