@@ -57,8 +57,7 @@ std::set<std::string> floating_dtypes(const mx::array& output) {
     const mx::array array = stack.back();
     stack.pop_back();
     if (!array.has_primitive() || !visited.insert(array.id()).second) continue;
-    if (mx::issubdtype(array.dtype(), mx::floating))
-      names.insert(text(array.dtype()));
+    if (mx::issubdtype(array.dtype(), mx::floating)) names.insert(text(array.dtype()));
     for (const auto& input : array.inputs()) stack.push_back(input);
   }
   return names;
@@ -73,8 +72,7 @@ TEST(Llama, ActivationsKeepTheirDtypeForEveryPairOfActivationAndScaleDtype) {
       const auto model = load(dir, tiny.config_json(), activations);
       Forward forward(*model, 5);
       EXPECT_EQ(forward.logits.dtype(), activations);
-      EXPECT_EQ(floating_dtypes(forward.logits),
-                std::set<std::string>{text(activations)})
+      EXPECT_EQ(floating_dtypes(forward.logits), std::set<std::string>{text(activations)})
           << "scales " << text(scales);
     }
   }
