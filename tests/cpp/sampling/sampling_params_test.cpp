@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 namespace vllm_metal {
 namespace {

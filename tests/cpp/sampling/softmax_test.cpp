@@ -104,9 +104,7 @@ TEST(RowSoftmax, NeverDrawsATokenWithoutWeight) {
 TEST(FindCumulative, StopsAtTheLastWeightWhenTheTargetIsPastTheSum) {
   const std::vector<double> weights = {0, 1, 0, 2, 0};
   const auto find = [&](double target) {
-    return find_cumulative(
-               5, [&](int i) { return weights[i]; }, target)
-        .index;
+    return find_cumulative(5, [&](int i) { return weights[i]; }, target).index;
   };
   EXPECT_EQ(find(0.0), 1);
   EXPECT_EQ(find(0.99), 1);
