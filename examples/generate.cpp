@@ -45,7 +45,8 @@ int32_t parse_count(const std::string& word) {
 float parse_temperature(const std::string& word) {
   std::istringstream stream(word);
   float number = 0;
-  if (!(stream >> number) || !stream.eof()) throw std::invalid_argument("'" + word + "' is not a number");
+  if (!(stream >> number) || !stream.eof())
+    throw std::invalid_argument("'" + word + "' is not a number");
   return number;
 }
 

@@ -43,7 +43,7 @@ struct StepOutput {
   // ended before the last known token, or SampleOutput::kFailed.
   static constexpr int32_t kNoToken = -2;
   std::vector<int32_t> token_ids;
-  Logprobs logprobs;  // one row a token drawn, in order; width 0 when nobody asked
+  Logprobs logprobs;  // one row an entry other than kNoToken, in order; width 0 when nobody asked
 };
 
 }  // namespace vllm_metal

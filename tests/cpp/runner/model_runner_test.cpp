@@ -207,7 +207,7 @@ TEST_F(ModelRunnerTest, NodesDoNotGrowWithTheBatch) {
   EXPECT_EQ(nodes[0], nodes[1]);
 }
 
-TEST_F(ModelRunnerTest, ALayerIsTenNodes) {
+TEST_F(ModelRunnerTest, ALayerIsElevenNodes) {
   auto nodes_of = [&](int layers) {
     start(TinyLlama{.num_layers = layers});
     runner_->count_nodes(true);
@@ -215,18 +215,16 @@ TEST_F(ModelRunnerTest, ALayerIsTenNodes) {
     return runner_->last_step_nodes();
   };
   const size_t four = nodes_of(4), two = nodes_of(2);
-  EXPECT_LE((four - two) / 2, 11u);
-  RecordProperty("nodes_per_layer", static_cast<int>((four - two) / 2));
+  EXPECT_EQ((four - two) / 2, 11u);
 }
 
 TEST_F(ModelRunnerTest, NanEndsOneRequestOnly) {
-  TinyLlama tiny;
-  dir_ = std::make_unique<TempDir>();
-  auto tensors = tiny.tensors();
   // Token 127 has an embedding of NaN: whoever uses it fails. Untied, so that no other logit is
   // touched.
-  tiny.tied = false;
-  tensors = tiny.tensors();
+  const TinyLlama tiny{.tied = false};
+  const SamplingParams with_logprobs{.temperature = 0.0f, .num_logprobs = 1};
+  dir_ = std::make_unique<TempDir>();
+  auto tensors = tiny.tensors();
   mx::array& embedding = tensors.at("model.embed_tokens.weight");
   embedding =
       mx::slice_update(embedding, mx::full({1, 64}, NAN), mx::Shape{127, 0}, mx::Shape{128, 64});
@@ -236,13 +234,17 @@ TEST_F(ModelRunnerTest, NanEndsOneRequestOnly) {
       ModelRunnerOptions{dir_->path(), Json::parse(tiny.config_json()), mx::float32, {}});
   runner_->initialize_kv_cache(1000, 16);
   const StepOutput alone = runner_->step(
-      {.new_requests = {{"good", {1, 2, 3}, kGreedy}}, .scheduled = {{"good", 0, 3}}});
-  const StepOutput output =
-      runner_->step({.finished = {"good"},
-                     .new_requests = {{"bad", {1, 127, 3}, kGreedy}, {"good", {1, 2, 3}, kGreedy}},
-                     .scheduled = {{"bad", 0, 3}, {"good", 0, 3}}});
+      {.new_requests = {{"good", {1, 2, 3}, with_logprobs}}, .scheduled = {{"good", 0, 3}}});
+  const StepOutput output = runner_->step(
+      {.finished = {"good"},
+       .new_requests = {{"bad", {1, 127, 3}, with_logprobs}, {"good", {1, 2, 3}, with_logprobs}},
+       .scheduled = {{"bad", 0, 3}, {"good", 0, 3}}});
   EXPECT_EQ(output.token_ids[0], SampleOutput::kFailed);
   EXPECT_EQ(output.token_ids[1], alone.token_ids[0]);
+  // The failed row keeps its place among the log probabilities.
+  ASSERT_EQ(output.logprobs.ranks.size(), 2u);
+  EXPECT_EQ(output.logprobs.ranks[1], 1);
+  EXPECT_FLOAT_EQ(output.logprobs.values[2], alone.logprobs.values[0]);
 }
 
 TEST_F(ModelRunnerTest, ContradictionsAreNamed) {
