@@ -80,11 +80,11 @@ nb::object logprobs_tuple(const StepOutput& output) {
   if (logprobs.width == 0) return nb::none();
   const size_t rows = logprobs.ranks.size(), width = static_cast<size_t>(logprobs.width);
   nb::list offsets;  // rows before each scheduled request
-  size_t drawn = 0;
-  offsets.append(drawn);
+  size_t row = 0;
+  offsets.append(row);
   for (int32_t token : output.token_ids) {
-    if (token >= 0) ++drawn;
-    offsets.append(drawn);
+    if (token != StepOutput::kNoToken) ++row;  // failed rows are padding
+    offsets.append(row);
   }
   return nb::make_tuple(to_numpy(logprobs.token_ids, {rows, width}),
                         to_numpy(logprobs.values, {rows, width}), to_numpy(logprobs.ranks, {rows}),
