@@ -25,24 +25,29 @@ help:  ## list the commands
 serve:  ## set up and serve the default model, or MODEL=…, on 127.0.0.1:8000
 	@$(SYSTEM_PYTHON) scripts/serve.py
 
-test: setup  ## set up and run all tests: C++, plugin, parity, end to end
+# Both kinds run even if one fails. $(1): more arguments of pytest.
+define run_tests
 	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
-	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure
-	$(PY) -m pytest
+	@status=0; \
+	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure || status=1; \
+	$(PY) -m pytest $(1) || status=1; \
+	exit $$status
+endef
+
+test: setup  ## set up and run all tests: C++, plugin, parity, end to end
+	$(call run_tests)
 
 test-fast: setup  ## the tests that need neither a server nor the real model
-	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
-	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure
-	$(PY) -m pytest -m "not slow"
+	$(call run_tests,-m "not slow")
 
 lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
 	$(PY) scripts/lint.py
 
 format: setup  ## format C++ and Python in place
-	$(PY) scripts/lint.py --fix
+	$(PY) scripts/lint.py --format
 
 stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
-	$(PY) -m nanobind.stubgen -m vllm_metal._core -o python/vllm_metal/_core.pyi
+	$(PY) scripts/lint.py --stubs
 
 bench: setup  ## run the scripts of benchmarks/; ARGS goes to each
 	@set -e; for script in benchmarks/bench_*.py; do echo "--- $$script"; $(PY) "$$script" $(ARGS); done

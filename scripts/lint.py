@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make lint` runs every check on the whole tree; `make format` (--fix) rewrites the sources.
+"""`make lint` runs every check on the whole tree; names choose some: `lint.py ruff mypy`.
 
-Names after the options choose checks: `lint.py ruff mypy`.
+`make format` (--format) formats the sources; `make stubs` (--stubs) writes the extension's stub.
 """
 
 from __future__ import annotations
@@ -70,12 +70,17 @@ def documents() -> bool:
     return passes(sys.executable, ".ci/generate_supported_models.py", "--check")
 
 
+def write_stub(path: Path) -> bool:
+    patterns = ROOT / "python" / "bindings" / "stub_patterns.txt"
+    options = ["-q", "-m", "vllm_metal._core", "-p", patterns, "-o", path]
+    return passes(sys.executable, "-m", "nanobind.stubgen", *options)
+
+
 def stubs() -> bool:
     """The checked-in stub of the extension says what the extension has."""
     with tempfile.TemporaryDirectory() as folder:
         generated = Path(folder) / "_core.pyi"
-        module = ["-m", "nanobind.stubgen", "-q", "-m", "vllm_metal._core", "-o", generated]
-        if not passes(sys.executable, *module):
+        if not write_stub(generated):
             return False
         want = generated.read_text(encoding="utf-8").splitlines()
     have = STUB.read_text(encoding="utf-8").splitlines() if STUB.exists() else []
@@ -129,12 +134,15 @@ CHECKS: dict[str, Callable[[], bool]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="format the sources instead")
+    parser.add_argument("--format", action="store_true", help="format the sources instead")
+    parser.add_argument("--stubs", action="store_true", help="write _core.pyi instead")
     parser.add_argument("checks", nargs="*", help=f"of {', '.join(CHECKS)}; default: all")
     arguments = parser.parse_args()
     if unknown := set(arguments.checks) - set(CHECKS):
         parser.error(f"no such check: {', '.join(sorted(unknown))}")
-    if arguments.fix:
+    if arguments.stubs:
+        return 0 if write_stub(STUB) else 1
+    if arguments.format:
         return 0 if clang_format(fix=True) and ruff(fix=True) else 1
     failed = []
     for name in arguments.checks or CHECKS:
