@@ -81,6 +81,9 @@ void check_quantized(const mx::array& x, const QuantizedMatrix& weight,
 void check_rows(const QuantizedMatrix& matrix, const mx::array& ids, mx::Dtype dtype) {
   check_matrix("quantized_rows", matrix);
   check_rank("quantized_rows", "ids", ids, 1);
+  if (matrix.out_features() == 0 && ids.size() > 0) {
+    throw std::invalid_argument("[quantized_rows] the matrix has no rows to take.");
+  }
   if (ids.dtype() != mx::int32) {
     throw std::invalid_argument(
         text("[quantized_rows] ids must be int32 but is ", ids.dtype(), "."));

@@ -74,9 +74,11 @@ class LinearPrimitive : public CpuPrimitive {
       output.bias_type = element_type_of(bias.dtype());
     }
     const Matmul product(weight, tokens, output);
-    // Allocated here, where running out of memory is still an exception.
-    mx::array workspace =
-        uninitialized({static_cast<int>(product.workspace_floats())}, mx::float32);
+    // Allocated here, where running out of memory is still an exception; in rows, as no
+    // dimension may exceed an int.
+    constexpr int kRow = 1024;
+    const auto rows = static_cast<int>((product.workspace_floats() + kRow - 1) / kRow);
+    mx::array workspace = uninitialized({rows, kRow}, mx::float32);
     hold(workspace);
     dispatch([product, workspace = workspace.data<float>()] { product.run(workspace); });
   }

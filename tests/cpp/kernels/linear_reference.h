@@ -126,4 +126,19 @@ inline Matrix absolute(Matrix matrix) {
   return matrix;
 }
 
+inline const std::vector<mx::Dtype> kDtypes = {mx::float32, mx::float16, mx::bfloat16};
+inline const std::vector<int> kTokenCounts = {1, 2, 3, 5, 8, 9, 16, 17, 64};
+
+// Runs each test with the kernels of one instruction set.
+class LinearKernelTest : public KernelTest, public ::testing::WithParamInterface<cpu::Isa> {
+ protected:
+  LinearKernelTest() { cpu::set_isa(GetParam()); }
+};
+
+inline void expect_near(const mx::array& actual, const mx::array& expected, double tolerance) {
+  ASSERT_EQ(actual.dtype(), expected.dtype());
+  ASSERT_EQ(actual.shape(), expected.shape());
+  expect_close(actual, values_of(expected), {tolerance, tolerance});
+}
+
 }  // namespace vllm_metal::testing_support

@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Streaming products with weights of 2, 4 or 8 bits. Each lane of a register holds one packed word,
-// so that all its values are masked, converted and multiplied without a shuffle:
-//
-//   word of lane 0        word of lane 1              packed input of one register of words
-//   | w7 ... w1 w0 |      | w15 ... w9 w8 |   ...     value 0:  x0  x8  x16 ...
-//                                                     value 1:  x1  x9  x17 ...
-//
-// Value e is masked, not shifted: that is 2^(bits * e) times too large, and the packed input as
-// much smaller. Scales are applied to sums (or, for more tokens, to values) lane by lane, and the
-// biases to the sums of the input over each group: sum(x * (s * q + b)) = s * sum(x * q) + b *
-// sum(x).
+// so that its values are masked, converted and multiplied without a shuffle (words_input.h has
+// the picture). Scales are applied lane by lane, biases to the sums of the input over groups:
+// sum(x * (s * q + b)) = s * sum(x * q) + b * sum(x).
 #include "kernels/cpu/simd/streaming.h"
+#include "kernels/cpu/simd/words_input.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
@@ -27,92 +21,9 @@ VLLM_METAL_INLINE Floats pick_lanes(Floats values, Ints index) {
 #endif
 }
 
-// How the input of a product is laid out, in floats (or int32):
-//
-//   first_group [num_registers]          for each register of words, the first group that lanes
-//   lane_group  [num_registers, kLanes]  take their scales from; the group of each lane less that
-//   packed tokens, each of               packed values [num_registers, values_per_word, kLanes],
-//                                        then sums over groups [padded_groups]
-struct Layout {
-  explicit Layout(const WeightRows& weight)
-      : bits(weight.bits),
-        values_per_word(32 / weight.bits),
-        num_words(weight.in_features / values_per_word),
-        words_per_group(weight.group_size / values_per_word),
-        num_groups(weight.in_features / weight.group_size),
-        num_registers(round_up(num_words, kLanes) / kLanes),
-        padded_groups(round_up(num_groups, kLanes)),
-        lane_group_offset(round_up(num_registers, kLanes)),
-        tokens_offset(lane_group_offset + num_registers * kLanes),
-        packed_floats(num_registers * values_per_word * kLanes),
-        token_floats(packed_floats + padded_groups) {}
-
-  // Scales and biases of one row in scratch. Registers of lane groups are read from any group on.
-  int64_t group_stride() const { return padded_groups + kLanes; }
-
-  int bits;
-  int64_t values_per_word;
-  int64_t num_words;
-  int64_t words_per_group;
-  int64_t num_groups;
-  int64_t num_registers;
-  int64_t padded_groups;
-  int64_t lane_group_offset;
-  int64_t tokens_offset;
-  int64_t packed_floats;
-  int64_t token_floats;
-};
-
-// Lanes beyond the row's end get the last group; their packed input is zero. Where it can be,
-// first_group is a multiple of kLanes, as scales were when they were stored: a load that spans two
-// recent stores waits for both.
-void pack_groups(const Layout& layout, int32_t* first_group, int32_t* lane_group) {
-  const auto group_of = [&](int64_t word) {
-    return (word < layout.num_words ? word : layout.num_words - 1) / layout.words_per_group;
-  };
-  for (int64_t i = 0; i < layout.num_registers; ++i) {
-    const int64_t word = i * kLanes;
-    const int64_t aligned = group_of(word) / kLanes * kLanes;
-    const bool fits = group_of(word + kLanes - 1) < aligned + kLanes;
-    const int64_t first = fits ? aligned : group_of(word);
-    first_group[i] = (int32_t)first;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      lane_group[word + lane] = (int32_t)(group_of(word + lane) - first);
-    }
-  }
-}
-
-void pack_values(const Layout& layout, const float* x, const PackedToken& place, float* packed) {
-  const int64_t count = layout.values_per_word;
-  float shrink[16];  // 2^-(bits * value); the last value is shifted down instead
-  for (int64_t value = 0; value < count; ++value) {
-    shrink[value] = value + 1 < count ? 1.0f / (float)(1u << (layout.bits * value)) : 1.0f;
-  }
-  for (int64_t word = 0; word < layout.num_registers * kLanes; ++word) {
-    float* lane = packed + word / kLanes * count * place.step + word % kLanes;
-    for (int64_t value = 0; value < count; ++value) {
-      lane[value * place.step] =
-          word < layout.num_words ? x[word * count + value] * shrink[value] : 0.0f;
-    }
-  }
-}
-
-void pack_group_sums(const Layout& layout, int64_t group_size, const float* x,
-                     const PackedToken& place, float* packed) {
-  for (int64_t group = 0; group < layout.padded_groups; ++group, x += group_size) {
-    Floats total = {};
-    if (group < layout.num_groups) {
-      int64_t i = 0;
-      for (; i + kLanes <= group_size; i += kLanes) total += load(x + i);
-      if (i < group_size) total += load_first(x + i, group_size - i);
-    }
-    packed[group / kLanes * place.step + group % kLanes] = horizontal_sum(total);
-  }
-}
-
 // Converts rows [row, row + num_rows) of scales or biases; zero beyond the last group of a row.
-inline void load_groups(const Layout& layout, const void* source, ElementType type, int64_t stride,
-                        int64_t row, int num_rows, float* groups) {
+inline void load_groups(const WordsInput& layout, const void* source, ElementType type,
+                        int64_t stride, int64_t row, int num_rows, float* groups) {
   with_elements(source, type, [&](const auto* elements) {
     elements += row * stride;
     for (int r = 0; r < num_rows; ++r, elements += stride, groups += layout.group_stride()) {
@@ -132,7 +43,7 @@ struct WordsTile {
   static constexpr int kValues = 32 / Bits;
 
   const WeightRows& weight;
-  const Layout& layout;
+  const WordsInput& layout;
   const float* input;
   float* sums;  // [num_tokens, sums_stride], of rows from `begin` on
   int64_t sums_stride;
@@ -238,35 +149,30 @@ struct WordsTile {
 };
 
 int64_t input_floats(const WeightRows& weight, int64_t num_tokens) {
-  const Layout layout(weight);
-  // The last row is where a token is converted before it is packed.
-  return layout.tokens_offset + num_tokens * layout.token_floats + weight.in_features;
+  return WordsInput(weight).floats(num_tokens);
 }
 
 int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
-  return num_tokens * num_features + 2 * kMaxTileRows * Layout(weight).group_stride();
+  return num_tokens * num_features + 2 * kMaxTileRows * WordsInput(weight).group_stride();
 }
 
 void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
-  const Layout layout(weight);
+  const WordsInput layout(weight);
   pack_groups(layout, (int32_t*)input, (int32_t*)(input + layout.lane_group_offset));
   float* packed = input + layout.tokens_offset;
   float* converted = packed + tokens.num_tokens * layout.token_floats;
   with_elements(tokens.elements, tokens.type, [&](const auto* x) {
     for (int64_t token = 0; token < tokens.num_tokens; ++token, x += tokens.stride) {
       const PackedToken place(token, tokens.num_tokens, layout.token_floats);
-      float* values = packed + place.offset;
-      float* sums = values + layout.num_registers * layout.values_per_word * place.step;
       to_float32(x, weight.in_features, converted);
-      pack_values(layout, converted, place, values);
-      pack_group_sums(layout, weight.group_size, converted, place, sums);
+      pack_token(layout, converted, place, packed + place.offset);
     }
   });
 }
 
 void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
          int64_t end, const LinearOutput& output, float* scratch) {
-  const Layout layout(weight);
+  const WordsInput layout(weight);
   float* sums = scratch;
   float* scales = sums + num_tokens * (end - begin);
   float* biases = scales + kMaxTileRows * layout.group_stride();
