@@ -2,6 +2,7 @@
 """The set-up names what a machine lacks, does only what changed and resumes when interrupted."""
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import preflight
 import serve
 import setup_env
+import uv_tool
+import vllm_source
 
 
 def texts(problems):
@@ -95,6 +98,14 @@ class TestPreflight:
         assert "GiB free; set-up needs" in problem.what
         assert preflight.check_disk(tmp_path, tmp_path, whole=False) == []
 
+    def test_googletest_is_found_where_cmake_looks(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(preflight, "Path", lambda name: tmp_path / str(name).lstrip("/"))
+        assert "GoogleTest" in texts(preflight.check_googletest())
+        package = tmp_path / "usr/lib/x86_64-linux-gnu/cmake/GTest"
+        package.mkdir(parents=True)
+        (package / "GTestConfig.cmake").touch()
+        assert preflight.check_googletest() == []
+
     def test_all_problems_are_reported_together(self):
         problems = [preflight.Problem("No a.", "get a"), preflight.Problem("No b.", "get b")]
         report = preflight.report(problems)
@@ -112,6 +123,7 @@ def checkout(tmp_path, monkeypatch):
         "REQUIREMENTS": tmp_path / "requirements",
     }.items():  # fmt: skip
         monkeypatch.setattr(setup_env, name, path)
+    monkeypatch.setattr(vllm_source, "LOCK", tmp_path / "requirements" / "vllm.txt")
     (tmp_path / "requirements").mkdir()
     for name in ("serve.txt", "dev.txt", "vllm.txt"):
         (tmp_path / "requirements" / name).write_text(name)
@@ -121,20 +133,24 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "src" / "a.cpp").write_text("int a;")
 
     def create(uv, python):
-        venv.mkdir()
+        venv.mkdir(exist_ok=True)
         done.append("venv")
 
     monkeypatch.setattr(setup_env, "venv_works", venv.exists)
-    monkeypatch.setattr(setup_env, "find_uv", lambda: "uv")
+    monkeypatch.setattr(uv_tool, "find_uv", lambda: "uv")
+    monkeypatch.setattr(setup_env, "install_googletest", lambda: None)
     monkeypatch.setattr(setup_env, "check_machine", lambda *arguments: "/usr/bin/python3")
     monkeypatch.setattr(setup_env, "create_venv", create)
-    monkeypatch.setattr(
-        setup_env,
-        "install_requirements",
-        lambda uv, level, resumed: done.append(f"{level}{' again' if resumed else ''}"),
-    )
+    monkeypatch.setattr(setup_env, "install_requirements", lambda uv, level: done.append(level))
     monkeypatch.setattr(setup_env, "install_vllm", lambda uv, key: done.append("vllm"))
-    monkeypatch.setattr(setup_env, "install_package", lambda uv, level: done.append("package"))
+    monkeypatch.setattr(setup_env, "BUILD", tmp_path / "build")
+
+    def install_package(uv, level):
+        setup_env.BUILD.mkdir(exist_ok=True)
+        (setup_env.BUILD / "build.ninja").touch()
+        done.append("package")
+
+    monkeypatch.setattr(setup_env, "install_package", install_package)
     return done
 
 
@@ -163,7 +179,13 @@ class TestSteps:
         assert self.ensure(checkout, "dev") == ["dev", "vllm", "package"]
         assert self.ensure(checkout, "serve") == []
 
-    def test_interrupted_packages_are_put_in_place_again(self, checkout, monkeypatch):
+    def test_after_make_clean_the_tests_are_built_again(self, checkout):
+        self.ensure(checkout, "dev")
+        assert self.ensure(checkout, "dev") == []
+        shutil.rmtree(setup_env.BUILD)
+        assert self.ensure(checkout, "dev") == ["package"]
+
+    def test_an_interrupted_venv_is_begun_again(self, checkout, monkeypatch):
         working = setup_env.install_requirements
 
         def interrupted(*arguments):
@@ -173,7 +195,7 @@ class TestSteps:
         with pytest.raises(KeyboardInterrupt):
             self.ensure(checkout)
         monkeypatch.setattr(setup_env, "install_requirements", working)
-        assert self.ensure(checkout) == ["serve again", "vllm", "package"]
+        assert self.ensure(checkout) == ["venv", "serve", "vllm", "package"]
 
     def test_an_interrupted_build_resumes_there(self, checkout, monkeypatch):
         working = setup_env.install_package
@@ -204,20 +226,20 @@ class TestVllmSource:
         return folder
 
     def test_each_patch_is_applied(self, tmp_path):
-        text = "\n".join(old for old, _ in setup_env.VLLM_PATCHES)
-        setup_env.patch_vllm(self.write(tmp_path, text))
+        text = "\n".join(old for old, _ in vllm_source.PATCHES)
+        vllm_source.patch(self.write(tmp_path, text))
         patched = (tmp_path / "setup.py").read_text()
-        assert all(new in patched and old not in patched for old, new in setup_env.VLLM_PATCHES)
+        assert all(new in patched and old not in patched for old, new in vllm_source.PATCHES)
 
     @pytest.mark.parametrize("times", [0, 2])
     def test_a_source_that_changed_is_refused(self, tmp_path, times):
-        first, *others = (old for old, _ in setup_env.VLLM_PATCHES)
+        first, *others = (old for old, _ in vllm_source.PATCHES)
         source = self.write(tmp_path, "\n".join([*[first] * times, *others]))
         with pytest.raises(setup_env.SetupError, match=f"{times} times, expected once"):
-            setup_env.patch_vllm(source)
+            vllm_source.patch(source)
 
     def test_the_locked_version_is_the_one_that_is_built(self):
-        assert setup_env.locked_vllm_version() == "0.32.0"
+        assert vllm_source.locked_version() == "0.32.0"
 
 
 class TestServe:

@@ -181,6 +181,26 @@ def check_tools() -> list[Problem]:
     return [Problem("git was not found.", mend)]
 
 
+GOOGLETEST_PACKAGES = ("libgtest-dev", "libgmock-dev")
+
+
+def has_googletest() -> bool:
+    """Whether CMake will find GoogleTest's package in one of its usual prefixes."""
+    more = os.environ.get("CMAKE_PREFIX_PATH", "").split(os.pathsep)
+    for prefix in ("/usr", "/usr/local", "/opt/homebrew", *filter(None, more)):
+        for folder in ("lib*", "lib/*"):
+            if any(Path(prefix).glob(f"{folder}/cmake/GTest/GTestConfig.cmake")):
+                return True
+    return False
+
+
+def check_googletest() -> list[Problem]:
+    if has_googletest():
+        return []
+    mend = install_command(" ".join(GOOGLETEST_PACKAGES), "googletest")
+    return [Problem("GoogleTest, which the C++ tests use, was not found.", mend)]
+
+
 def imports(module: str) -> bool:
     """Whether the running Python has the module (Debian splits ensurepip off)."""
     command = [sys.executable, "-c", f"import {module}"]

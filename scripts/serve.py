@@ -15,7 +15,7 @@ from pathlib import Path
 
 import preflight
 import setup_env
-from setup_env import SetupError, say
+from checkout import VENV, VENV_PYTHON, SetupError, say
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
@@ -39,13 +39,13 @@ def last_line_of(command: list[str], what: str) -> str:
 def find_model(requested: str) -> tuple[str, str, bool]:
     """What vLLM is given as model, the name it serves it under, and whether it is local."""
     if not requested:
-        command = [str(setup_env.VENV_PYTHON), "-m", "vllm_metal.default_model"]
+        command = [str(VENV_PYTHON), "-m", "vllm_metal.default_model"]
         return last_line_of(command, "Fetching the default model"), DEFAULT_NAME, True
     path = Path(requested).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SetupError(f"MODEL={requested} does not exist.")
-        command = [str(setup_env.VENV / "bin" / "vllm-metal"), "import-gguf", str(path.resolve())]
+        command = [str(VENV / "bin" / "vllm-metal"), "import-gguf", str(path.resolve())]
         return last_line_of(command, f"Importing {path.name}"), path.stem, True
     if path.is_dir():
         return str(path.resolve()), path.resolve().name, True
@@ -83,7 +83,7 @@ def serve() -> None:
     setup_env.ensure("serve", preflight.check_port(port))
     model, name, local = find_model(os.environ.get("MODEL") or "")
     announce(name, port)
-    command = [str(setup_env.VENV / "bin" / "vllm"), "serve", model, "--host", "127.0.0.1"]
+    command = [str(VENV / "bin" / "vllm"), "serve", model, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--served-model-name", name, *arguments]
     os.execve(command[0], command, server_environment(local))
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 import os
 
 
+__version__: str
+
 mlx_version: str = '0.32.4'
 
 def set_log_sink(callback: object | None) -> None:

@@ -2,7 +2,7 @@
 """The adapter between vLLM's scheduler and the core: it translates steps and computes nothing."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
@@ -136,7 +136,7 @@ def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
 
 def model_runner_output(request_ids: list[str], output: "_core.StepOutput") -> ModelRunnerOutput:
     """Translate the core's output for the scheduled requests `request_ids`, in their order."""
-    logprobs = output.logprobs
+    logprobs = cast("tuple | None", output.logprobs)
     return ModelRunnerOutput(
         req_ids=request_ids,
         req_id_to_index={request_id: row for row, request_id in enumerate(request_ids)},

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things lie in the checkout, and how the set-up runs commands and speaks.
+
+Standard library only, Python 3.9 and later.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+CACHE = ROOT / ".cache"
+BUILD = ROOT / "build" / "release"
+REQUIREMENTS = ROOT / "requirements"
+
+STARTED = time.monotonic()
+
+
+class SetupError(Exception):
+    """A failure whose text is all that the user needs."""
+
+
+def say(text: str) -> None:
+    """Tell a step, with the seconds since the start."""
+    line = f"==> [{time.monotonic() - STARTED:.0f} s] {text}"
+    print(f"\033[1m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
+def run(command: Iterable[object], what: str, **environment: str) -> None:
+    """Run a command in the checkout with its output visible; `what` names it in the error."""
+    words = [str(word) for word in command]
+    result = subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, check=False)
+    if result.returncode != 0:
+        raise SetupError(f"{what} failed (exit code {result.returncode}): {' '.join(words)}")
