@@ -50,7 +50,7 @@ void pack_lanes(const Element* x, int64_t stride, int64_t count, int64_t in_feat
   for (int64_t column = 0; column < in_features; column += kLanes) {
     const int64_t width = in_features - column < kLanes ? in_features - column : kLanes;
     Floats rows[kLanes];
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i) {
       if (i >= count) {
         rows[i] = Floats{};
@@ -94,29 +94,29 @@ template <int Registers>
 void sum_tile(const float* weights, const float* panel, int64_t depth, bool start, float* sums,
               int64_t stride) {
   Floats totals[kTileRows][Registers];
-#pragma GCC unroll 16
+  VLLM_METAL_UNROLL
   for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < Registers; ++i) {
       totals[r][i] = start ? Floats{} : load(sums + r * stride + i * kLanes);
     }
   }
   for (int64_t column = 0; column < depth; ++column) {
     Floats x[Registers];
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < Registers; ++i) x[i] = load(panel + i * kLanes);
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int r = 0; r < kTileRows; ++r) {
       const float weight = weights[r * kWeightsStride];
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int i = 0; i < Registers; ++i) totals[r][i] = fma(weight, x[i], totals[r][i]);
     }
     panel += Registers * kLanes;
     ++weights;
   }
-#pragma GCC unroll 16
+  VLLM_METAL_UNROLL
   for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < Registers; ++i) store(sums + r * stride + i * kLanes, totals[r][i]);
   }
 }
@@ -151,12 +151,12 @@ void write_block(const WeightRows& weight, const LinearOutput& output, const Lin
   for (int64_t token = block.token_begin; token < block.token_end; token += kLanes) {
     for (int64_t r = 0; r < block.end - block.begin; r += kLanes) {
       Floats rows[kLanes];
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int i = 0; i < kLanes; ++i) {
         rows[i] = load(sums + (r + i) * stride + (token - block.token_begin));
       }
       transpose(rows);
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int i = 0; i < kLanes; ++i) store(&values[i][r], rows[i]);
     }
     for (int64_t i = 0; i < kLanes && token + i < block.token_end; ++i) {

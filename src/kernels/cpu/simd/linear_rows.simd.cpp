@@ -28,15 +28,15 @@ struct RowsTile {
     Floats totals[Rows][Tokens] = {};
     const auto step = [&](const auto& load_weights) __attribute__((always_inline)) {
       Floats weight[Rows];
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) {
         weight[r] = load_weights(weights + r * row_stride);
         prefetch_ahead(weights + r * row_stride);
       }
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int t = 0; t < Tokens; ++t) {
         const Floats value = load(x + t * kLanes);
-#pragma GCC unroll 16
+        VLLM_METAL_UNROLL
         for (int r = 0; r < Rows; ++r) totals[r][t] = fma(weight[r], value, totals[r][t]);
       }
       weights += kLanes;
@@ -49,9 +49,9 @@ struct RowsTile {
     if (const int64_t rest = in_features - whole * kLanes; rest > 0) {
       step([rest](const Element* source) { return load_first(source, rest); });
     }
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int t = 0; t < Tokens; ++t) {
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) {
         sums[(token + t) * sums_stride + row + r] = horizontal_sum(totals[r][t]);
       }

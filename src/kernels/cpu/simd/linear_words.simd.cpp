@@ -62,18 +62,18 @@ struct WordsTile {
   VLLM_METAL_INLINE void add_words(const Words (&words)[Rows], const Floats (&scale)[Rows],
                                    const float* x, Floats (&totals)[Rows][Tokens]) const {
     Floats partial[Rows] = {};
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int value = 0; value < kValues; ++value) {
       Floats factor[Rows];
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) {
         factor[r] = values_of(words[r], value);
         if constexpr (Tokens > 1) factor[r] *= scale[r];
       }
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int t = 0; t < Tokens; ++t) {
         const Floats in = load(x + (value * Tokens + t) * kLanes);
-#pragma GCC unroll 16
+        VLLM_METAL_UNROLL
         for (int r = 0; r < Rows; ++r) {
           if constexpr (Tokens == 1) {
             partial[r] = fma(factor[r], in, partial[r]);
@@ -84,7 +84,7 @@ struct WordsTile {
       }
     }
     if constexpr (Tokens == 1) {
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) totals[r][0] = fma(partial[r], scale[r], totals[r][0]);
     }
   }
@@ -92,10 +92,10 @@ struct WordsTile {
   template <int Rows, int Tokens>
   VLLM_METAL_INLINE void add_biases(const float* group_sums, Floats (&totals)[Rows][Tokens]) const {
     for (int64_t group = 0; group < layout.padded_groups; group += kLanes) {
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int t = 0; t < Tokens; ++t) {
         const Floats sum = load(group_sums + group * Tokens + t * kLanes);
-#pragma GCC unroll 16
+        VLLM_METAL_UNROLL
         for (int r = 0; r < Rows; ++r) {
           const Floats bias = load(biases + r * layout.group_stride() + group);
           totals[r][t] = fma(bias, sum, totals[r][t]);
@@ -118,7 +118,7 @@ struct WordsTile {
       const float* first_scale = scales + *first_group;
       Words words[Rows];
       Floats scale[Rows];
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) {
         words[r] = load_words(packed + r * weight.stride);
         prefetch_ahead(packed + r * weight.stride);
@@ -138,9 +138,9 @@ struct WordsTile {
       step([rest](const uint32_t* source) { return load_first_bits<Words>(source, rest); });
     }
     add_biases(x, totals);
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int t = 0; t < Tokens; ++t) {
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int r = 0; r < Rows; ++r) {
         sums[(token + t) * sums_stride + (row - begin) + r] = horizontal_sum(totals[r][t]);
       }

@@ -16,6 +16,14 @@
 
 #define VLLM_METAL_INLINE inline __attribute__((always_inline))
 
+// Before a loop over registers, of up to 16 turns: without it GCC keeps arrays of registers in
+// memory. The address sanitizer's checks make such code too long to compile.
+#if defined(__SANITIZE_ADDRESS__)
+#define VLLM_METAL_UNROLL
+#else
+#define VLLM_METAL_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
 #if defined(__AVX512F__)

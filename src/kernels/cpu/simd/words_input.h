@@ -96,7 +96,7 @@ inline void pack_values(const WordsInput& layout, const float* x, int64_t step, 
       for (int v = 0; v < kValues; ++v) store(packed + v * step, Floats{});
     }
     for (int64_t lane = 0; lane < lanes; ++lane, x += kValues) {
-#pragma GCC unroll 16
+      VLLM_METAL_UNROLL
       for (int v = 0; v < kValues; ++v) packed[v * step + lane] = x[v] * shrink[v];
     }
   }
