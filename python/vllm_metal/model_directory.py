@@ -143,19 +143,21 @@ def filled_in_place(target: Path) -> Iterator[Path]:
     Leaves nothing behind and `target` as it was when the block raises or is interrupted.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    partial = _partial_directory(target)
-    # Held while we live: by this the next run tells an abandoned directory from one in use.
-    lock = os.open(partial, os.O_RDONLY)
+    # Imports into one folder take turns: what another left there is then abandoned for certain.
+    lock = os.open(target.parent, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield partial
-        partial.chmod(0o755)
-        _sync(partial)
-        _move(partial, target)
+        _remove_abandoned(target)
+        partial = _partial_directory(target)
+        try:
+            yield partial
+            partial.chmod(0o755)
+            _sync(partial)
+            _move(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_manifest(directory: Path) -> tuple[SourceFile, dict[str, dict[str, Any]]]:
@@ -181,15 +183,10 @@ def _partial_directory(target: Path) -> Path:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed runs left; a live one holds the lock on its directory."""
+    """Remove what killed runs left; the caller holds the lock of the folder."""
     for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
-        with contextlib.suppress(OSError):
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _escaped(name: str) -> str:

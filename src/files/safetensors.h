@@ -36,7 +36,7 @@ class SafetensorsWriter {
   // The offsets of `tensors` are computed here; whatever they hold is ignored. Throws
   // std::runtime_error when the file exists or the disk refuses.
   SafetensorsWriter(std::filesystem::path path, std::vector<TensorInfo> tensors,
-                    std::map<std::string, std::string> metadata);
+                    const std::map<std::string, std::string>& metadata);
   ~SafetensorsWriter();  // a file that was not finished is removed
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

@@ -86,7 +86,7 @@ std::string header_bytes(const Json& header) {
 }  // namespace
 
 SafetensorsWriter::SafetensorsWriter(std::filesystem::path path, std::vector<TensorInfo> tensors,
-                                     std::map<std::string, std::string> metadata)
+                                     const std::map<std::string, std::string>& metadata)
     : path_(std::move(path)), tensors_(std::move(tensors)) {
   place(tensors_);
   std::string header = header_bytes(header_json(tensors_, metadata));

@@ -32,7 +32,7 @@ void gather_queries(const AttentionTile& tile, float* queries) {
 }
 
 // Offsets in the cache, in elements, of tokens [begin, begin + count).
-void find_rows(const AttentionTile& tile, int64_t begin, int count, int64_t* offsets) {
+inline void find_rows(const AttentionTile& tile, int64_t begin, int count, int64_t* offsets) {
   if (tile.block_size == 0) {
     for (int i = 0; i < count; ++i)
       offsets[i] = (tile.block_table[0] + begin + i) * tile.cache_stride;
