@@ -68,7 +68,7 @@ class LlamaModel final : public Model {
   }
 
   mx::array logits(const mx::array& hidden) const override {
-    const mx::array all = lm_head_(hidden);  // [num_rows, vocab_size or more]
+    mx::array all = lm_head_(hidden);  // [num_rows, vocab_size or more]
     if (all.shape(1) == config_.vocab_size) return all;
     return mx::slice(all, {0, 0}, {all.shape(0), config_.vocab_size});
   }
