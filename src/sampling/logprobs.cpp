@@ -4,33 +4,18 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <span>
-
-#include "sampling/top_k.h"
 
 namespace vllm_metal {
 namespace {
 
-// The ids of the `count` largest logits, largest first, lower ids first where they are equal.
-void find_most_likely(std::span<const float> logits, std::span<int32_t> token_ids) {
-  if (token_ids.empty()) return;
-  std::vector<float> largest;
-  const float threshold = kth_largest(logits, static_cast<int>(token_ids.size()), largest);
-  // All above the threshold belong; those equal to it fill the rest in the order of ids.
-  size_t num_above = 0;
-  for (float logit : logits) num_above += logit > threshold;
-  size_t above = 0;
-  size_t equal = num_above;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] > threshold) {
-      token_ids[above++] = static_cast<int32_t>(i);
-    } else if (logits[i] == threshold && equal < token_ids.size()) {
-      token_ids[equal++] = static_cast<int32_t>(i);
-    }
-  }
-  std::sort(token_ids.begin(), token_ids.begin() + num_above, [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
+bool is_logits(LogprobsMode mode) {
+  return mode == LogprobsMode::kRawLogits || mode == LogprobsMode::kProcessedLogits;
+}
+
+int32_t count_at_least(std::span<const float> logits, float threshold) {
+  int32_t count = 0;
+  for (float logit : logits) count += logit >= threshold;
+  return count;
 }
 
 }  // namespace
@@ -44,25 +29,41 @@ Logprobs make_logprobs(size_t num_rows, int width) {
           .ranks = std::vector<int32_t>(num_rows, 0)};
 }
 
-void gather_logprobs(RowSoftmax& softmax, int32_t drawn_token, int num_logprobs, size_t row,
-                     Logprobs& logprobs) {
-  const std::span<const float> logits = softmax.logits();
-  const size_t begin = row * static_cast<size_t>(logprobs.width);
-  const std::span token_ids =
-      std::span(logprobs.token_ids).subspan(begin, static_cast<size_t>(num_logprobs) + 1);
-  token_ids[0] = drawn_token;
-  find_most_likely(logits, token_ids.subspan(1));
+int resolve_num_logprobs(int num_logprobs, int vocab_size) {
+  return num_logprobs == -1 ? vocab_size : std::min(num_logprobs, vocab_size);
+}
 
+void gather_scores(RowSoftmax& softmax, LogprobsMode mode, std::span<const int32_t> token_ids,
+                   std::span<float> scores) {
+  const std::span<const float> logits = softmax.logits();
+  if (is_logits(mode)) {
+    for (size_t i = 0; i < token_ids.size(); ++i) scores[i] = logits[token_ids[i]];
+    return;
+  }
   const double log_sum = std::log(softmax.sum(/*temperature=*/1.0f));
   const float max = softmax.max();
   for (size_t i = 0; i < token_ids.size(); ++i) {
     const float logit = logits[token_ids[i]];
     const double exponent = logit == max ? 0.0 : static_cast<double>(logit) - max;
-    logprobs.values[begin + i] = static_cast<float>(exponent - log_sum);
+    scores[i] = static_cast<float>(exponent - log_sum);
   }
-  int32_t rank = 0;
-  for (float logit : logits) rank += logit >= logits[drawn_token];
-  logprobs.ranks[row] = rank;
+}
+
+void RowScorer::score(RowSoftmax& softmax, LogprobsMode mode, const ScoredTokens& tokens,
+                      size_t row, Logprobs& logprobs) {
+  const size_t num_others = tokens.token_ids.empty() ? static_cast<size_t>(tokens.num_most_likely)
+                                                     : tokens.token_ids.size();
+  const size_t begin = row * static_cast<size_t>(logprobs.width);
+  const std::span ids = std::span(logprobs.token_ids).subspan(begin, 1 + num_others);
+  ids[0] = tokens.drawn_token;
+  if (tokens.token_ids.empty()) {
+    find_largest(softmax.logits(), ids.subspan(1), largest_);
+  } else {
+    std::copy(tokens.token_ids.begin(), tokens.token_ids.end(), ids.begin() + 1);
+  }
+  gather_scores(softmax, mode, ids, std::span(logprobs.values).subspan(begin, ids.size()));
+  const float drawn_logit = softmax.logits()[tokens.drawn_token];
+  logprobs.ranks[row] = count_at_least(softmax.logits(), drawn_logit);
 }
 
 }  // namespace vllm_metal

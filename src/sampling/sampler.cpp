@@ -7,66 +7,89 @@
 #include <stdexcept>
 
 #include "common/text.h"
+#include "sampling/copy_logits.h"
 #include "sampling/philox.h"
 #include "sampling/softmax.h"
-#include "sampling/top_k_top_p.h"
+#include "sampling/token_filter.h"
 
 namespace vllm_metal {
 namespace {
 
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+
 // Memory that rows and steps reuse.
 struct Scratch {
-  RowSoftmax softmax;
-  TopKTopPFilter filter;
+  std::vector<float> edited;  // [vocab_size] after masks, biases and penalties
+  std::vector<float>
+      scored;          // [vocab_size] what scores are taken of, where it is none of the above
+  RowSoftmax softmax;  // of what is drawn from
+  RowSoftmax scored_softmax;
+  TokenFilter filter;
+  RowScorer scorer;
 };
 
-void check_arguments(std::span<const float> logits, int vocab_size,
-                     std::span<const SampleRequest> requests) {
-  if (vocab_size < 1) {
-    throw std::invalid_argument(
-        text("[sample] vocab_size must be at least 1 but got ", vocab_size, "."));
-  }
-  if (logits.size() != requests.size() * static_cast<size_t>(vocab_size)) {
-    throw std::invalid_argument(text(
-        "[sample] ", requests.size(), " requests with a vocabulary of ", vocab_size, " need ",
-        requests.size() * static_cast<size_t>(vocab_size), " logits but got ", logits.size(), "."));
-  }
-  for (size_t row = 0; row < requests.size(); ++row) {
-    if (requests[row].params == nullptr) {
-      throw std::invalid_argument(text("[sample] request ", row, " has no sampling parameters."));
-    }
-    requests[row].params->validate();
-  }
+bool wants_scores(const SamplingParams& params) {
+  return params.num_logprobs || !params.logprob_token_ids.empty();
 }
 
-int num_logprobs_of(const SamplingParams& params, int vocab_size) {
-  const int wanted = *params.num_logprobs;
-  return wanted == -1 ? vocab_size : std::min(wanted, vocab_size);
+ScoredTokens scored_tokens(const SamplingParams& params, int vocab_size, int32_t drawn_token) {
+  return {.drawn_token = drawn_token,
+          .num_most_likely = resolve_num_logprobs(params.num_logprobs.value_or(0), vocab_size),
+          .token_ids = params.logprob_token_ids};
 }
 
-int logprobs_width(std::span<const SampleRequest> requests, int vocab_size) {
+int logprobs_width(std::span<const SampleRow> rows, int vocab_size) {
   int width = 0;
-  for (const SampleRequest& request : requests) {
-    if (!request.params->num_logprobs) continue;
-    width = std::max(width, 1 + num_logprobs_of(*request.params, vocab_size));
+  for (const SampleRow& row : rows) {
+    const SamplingParams& params = row.state->params();
+    if (!wants_scores(params)) continue;
+    const ScoredTokens tokens = scored_tokens(params, vocab_size, 0);
+    const int num_others = tokens.token_ids.empty() ? tokens.num_most_likely
+                                                    : static_cast<int>(tokens.token_ids.size());
+    width = std::max(width, 1 + num_others);
   }
   return width;
 }
 
-int32_t draw(const SampleRequest& request, Scratch& scratch) {
-  RowSoftmax& softmax = scratch.softmax;
-  const std::span<const float> logits = softmax.logits();
-  const SamplingParams& params = *request.params;
-  if (params.is_greedy()) {
-    return static_cast<int32_t>(std::find(logits.begin(), logits.end(), softmax.max()) -
-                                logits.begin());
+// The logits themselves where nothing is to be changed, else a changed copy.
+std::span<const float> edit_logits(std::span<const float> logits, const SampleRow& row,
+                                   bool mask_stop_tokens, std::vector<float>& copy) {
+  if (row.bitmask == nullptr && !row.state->edits_logits()) return logits;
+  copy.resize(logits.size());
+  if (const auto& allowed = row.state->params().allowed_token_ids) {
+    copy_allowed_logits(logits, row.bitmask, *allowed, copy);
+  } else {
+    copy_logits(logits, row.bitmask, copy);
   }
-  const int vocab_size = static_cast<int>(logits.size());
-  const int top_k = params.top_k > 0 ? std::min(params.top_k, vocab_size) : vocab_size;
-  const double uniform = uniform_draw(request.seed, static_cast<uint64_t>(request.output_index));
-  if (top_k == vocab_size && params.top_p == 1) return softmax.draw(params.temperature, uniform);
+  row.state->edit(copy, mask_stop_tokens);
+  return copy;
+}
 
-  const auto kept = scratch.filter.keep(softmax, params.temperature, top_k, params.top_p);
+// Starts the softmax of what is drawn from; false where nothing can be drawn.
+bool prepare(std::span<const float> logits, const SampleRow& row, Scratch& scratch) {
+  const bool mask_stop_tokens = row.state->masks_stop_tokens();
+  auto edited = edit_logits(logits, row, mask_stop_tokens, scratch.edited);
+  float max = max_logit(edited);
+  if (max == kMasked && mask_stop_tokens && row.state->params().has_grammar) {
+    // The grammar is at its end before min_tokens is: stopping is all that is left.
+    edited = edit_logits(logits, row, /*mask_stop_tokens=*/false, scratch.edited);
+    max = max_logit(edited);
+  }
+  scratch.softmax.reset(edited, max);
+  return !std::isnan(max) && max != kMasked;
+}
+
+int32_t draw(const SamplingState& state, Scratch& scratch) {
+  RowSoftmax& softmax = scratch.softmax;
+  const SamplingParams& params = state.params();
+  if (params.is_greedy()) return find_logit(softmax.logits(), softmax.max());
+
+  const auto index = static_cast<uint64_t>(state.num_output_tokens());
+  const double uniform = uniform_draw(state.seed(), index);
+  const FilterParams filter = FilterParams::of(params);
+  if (filter.keeps_all(softmax.logits().size())) return softmax.draw(params.temperature, uniform);
+
+  const auto kept = scratch.filter.keep(softmax, filter);
   double sum = 0;
   for (const Candidate& candidate : kept) sum += candidate.weight;
   const auto position = find_cumulative(
@@ -74,29 +97,80 @@ int32_t draw(const SampleRequest& request, Scratch& scratch) {
   return kept[position.index].token_id;
 }
 
+// The model's logits, under the grammar's mask only.
+RowSoftmax& raw_softmax(std::span<const float> logits, const SampleRow& row, Scratch& scratch) {
+  if (!row.state->edits_logits()) return scratch.softmax;
+  if (row.bitmask != nullptr) {
+    scratch.scored.resize(logits.size());
+    copy_logits(logits, row.bitmask, scratch.scored);
+    logits = scratch.scored;
+  }
+  scratch.scored_softmax.reset(logits, max_logit(logits));
+  return scratch.scored_softmax;
+}
+
+// The logits after temperature and filters, as the last draw applied them.
+RowSoftmax& processed_softmax(const SamplingParams& params, Scratch& scratch) {
+  const std::span<const float> logits = scratch.softmax.logits();
+  const FilterParams filter = FilterParams::of(params);
+  const bool keeps_all = filter.keeps_all(logits.size());
+  if (params.is_greedy() || (keeps_all && params.temperature == 1)) return scratch.softmax;
+  const FilterBorder border = keeps_all ? FilterBorder{} : scratch.filter.border();
+  scratch.scored.resize(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const bool is_kept = border.keeps(logits[i], static_cast<int32_t>(i));
+    scratch.scored[i] = is_kept ? logits[i] / params.temperature : kMasked;
+  }
+  scratch.scored_softmax.reset(scratch.scored, scratch.softmax.max() / params.temperature);
+  return scratch.scored_softmax;
+}
+
+bool is_raw(LogprobsMode mode) {
+  return mode == LogprobsMode::kRawLogprobs || mode == LogprobsMode::kRawLogits;
+}
+
 }  // namespace
 
-SampleOutput sample(std::span<const float> logits, int vocab_size,
-                    std::span<const SampleRequest> requests) {
-  check_arguments(logits, vocab_size, requests);
-  thread_local Scratch scratch;
-  SampleOutput output;
-  output.token_ids.assign(requests.size(), SampleOutput::kFailed);
-  output.logprobs = make_logprobs(requests.size(), logprobs_width(requests, vocab_size));
-  for (size_t row = 0; row < requests.size(); ++row) {
-    const auto row_logits =
-        logits.subspan(row * static_cast<size_t>(vocab_size), static_cast<size_t>(vocab_size));
-    const float max = max_logit(row_logits);
-    if (std::isnan(max) || max == -std::numeric_limits<float>::infinity()) continue;
-    scratch.softmax.reset(row_logits, max);
-    const int32_t token = draw(requests[row], scratch);
-    output.token_ids[row] = token;
-    const SamplingParams& params = *requests[row].params;
-    if (params.num_logprobs) {
-      gather_logprobs(scratch.softmax, token, num_logprobs_of(params, vocab_size), row,
-                      output.logprobs);
-    }
+SampleOutput make_sample_output(const SamplerConfig& config, std::span<const SampleRow> rows) {
+  config.validate();
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (rows[row].state == nullptr)
+      throw std::invalid_argument(text("[sample] row ", row, " has no sampling state."));
   }
+  SampleOutput output;
+  output.token_ids.assign(rows.size(), SampleOutput::kFailed);
+  output.logprobs = make_logprobs(rows.size(), logprobs_width(rows, config.vocab_size));
+  return output;
+}
+
+void sample_row(const SamplerConfig& config, std::span<const float> logits, const SampleRow& row,
+                size_t index, SampleOutput& output) {
+  thread_local Scratch scratch;
+  if (!prepare(logits, row, scratch)) return;
+  const int32_t token = draw(*row.state, scratch);
+  const SamplingParams& params = row.state->params();
+  if (wants_scores(params)) {
+    RowSoftmax& softmax = is_raw(config.logprobs_mode) ? raw_softmax(logits, row, scratch)
+                                                       : processed_softmax(params, scratch);
+    if (std::isnan(softmax.max())) return;
+    scratch.scorer.score(softmax, config.logprobs_mode,
+                         scored_tokens(params, config.vocab_size, token), index, output.logprobs);
+  }
+  output.token_ids[index] = token;
+  row.state->append(token);
+}
+
+SampleOutput sample(const SamplerConfig& config, std::span<const float> logits,
+                    std::span<const SampleRow> rows) {
+  SampleOutput output = make_sample_output(config, rows);
+  const auto vocab_size = static_cast<size_t>(config.vocab_size);
+  if (logits.size() != rows.size() * vocab_size) {
+    throw std::invalid_argument(text("[sample] ", rows.size(), " rows with a vocabulary of ",
+                                     vocab_size, " need ", rows.size() * vocab_size,
+                                     " logits but got ", logits.size(), "."));
+  }
+  for (size_t row = 0; row < rows.size(); ++row)
+    sample_row(config, logits.subspan(row * vocab_size, vocab_size), rows[row], row, output);
   return output;
 }
 

@@ -58,6 +58,19 @@ float max_logit(std::span<const float> logits) {
                  : *std::max_element(lanes.begin(), lanes.end());
 }
 
+int32_t find_logit(std::span<const float> logits, float logit) {
+  // Counting is vectorised where a search is not.
+  size_t begin = 0;
+  for (; begin + kBlockSize < logits.size(); begin += kBlockSize) {
+    int count = 0;
+    for (float other : logits.subspan(begin, kBlockSize)) count += other == logit;
+    if (count > 0) break;
+  }
+  const auto rest = logits.subspan(begin);
+  return static_cast<int32_t>(begin) +
+         static_cast<int32_t>(std::find(rest.begin(), rest.end(), logit) - rest.begin());
+}
+
 void RowSoftmax::reset(std::span<const float> logits, float max) {
   logits_ = logits;
   max_ = max;

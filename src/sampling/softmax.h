@@ -47,6 +47,9 @@ inline float softmax_exponent(float logit, float max, float temperature) {
 // The largest logit; NaN if any logit is NaN.
 float max_logit(std::span<const float> logits);
 
+// The first index of a logit that is there.
+int32_t find_logit(std::span<const float> logits, float logit);
+
 // softmax(logits / temperature) of one row, held as sums over blocks of it: a draw finds its block
 // by the sums and computes the weights of that block again, so that nothing of the row's size is
 // stored. A weight is exp((logit - max) / temperature), 1 for the largest logit.

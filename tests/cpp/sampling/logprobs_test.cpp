@@ -13,11 +13,16 @@ using reference::kInfinity;
 using testing::Each;
 using testing::ElementsAre;
 
-Logprobs logprobs_of(const std::vector<float>& logits, int32_t token, int num_logprobs) {
+void score(const std::vector<float>& logits, const ScoredTokens& tokens, size_t row,
+           Logprobs& logprobs, LogprobsMode mode = LogprobsMode::kRawLogprobs) {
   RowSoftmax softmax;
   softmax.reset(logits, max_logit(logits));
+  RowScorer().score(softmax, mode, tokens, row, logprobs);
+}
+
+Logprobs logprobs_of(const std::vector<float>& logits, int32_t token, int num_logprobs) {
   Logprobs logprobs = make_logprobs(1, 1 + num_logprobs);
-  gather_logprobs(softmax, token, num_logprobs, 0, logprobs);
+  score(logits, {.drawn_token = token, .num_most_likely = num_logprobs}, 0, logprobs);
   return logprobs;
 }
 
@@ -67,10 +72,8 @@ TEST(Logprobs, AnInfiniteLogitHasLogprobZero) {
 
 TEST(Logprobs, FillTheirOwnRowOnly) {
   const std::vector<float> logits = {0, 1, 2, 3};
-  RowSoftmax softmax;
-  softmax.reset(logits, 3.0f);
   Logprobs logprobs = make_logprobs(3, 4);
-  gather_logprobs(softmax, 1, 2, 1, logprobs);
+  score(logits, {.drawn_token = 1, .num_most_likely = 2}, 1, logprobs);
   EXPECT_THAT(logprobs.token_ids, ElementsAre(0, 0, 0, 0, 1, 3, 2, 0, 0, 0, 0, 0));
   EXPECT_THAT(logprobs.ranks, ElementsAre(0, 3, 0));
   const std::span values(logprobs.values);

@@ -23,17 +23,19 @@ inline std::vector<int> ranking(std::span<const float> logits) {
   return ids;
 }
 
-// Softmax of logits / temperature after top-k (0: all) and top-p, by id; 0 for what is dropped.
+// Softmax of logits / temperature after min-p, top-k (0: all) and top-p, by id; 0 for what is
+// dropped.
 inline std::vector<double> distribution(std::span<const float> logits, double temperature,
-                                        int top_k, double top_p) {
+                                        int top_k, double top_p, double min_p = 0) {
   const std::vector<int> ids = ranking(logits);
   const size_t last = top_k > 0 ? std::min<size_t>(top_k, ids.size()) - 1 : ids.size() - 1;
   const double max = logits[ids[0]];
   std::vector<double> weights(logits.size(), 0.0);
   double sum = 0;
   for (int id : ids) {
-    if (logits[id] < logits[ids[last]]) break;
-    weights[id] = std::exp((logits[id] - max) / temperature);
+    const double weight = std::exp((logits[id] - max) / temperature);
+    if (logits[id] < logits[ids[last]] || weight < min_p) break;
+    weights[id] = weight;
     sum += weights[id];
   }
   double before = 0;

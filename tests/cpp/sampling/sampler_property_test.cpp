@@ -5,6 +5,7 @@
 #include <random>
 
 #include "reference.h"
+#include "sample_one.h"
 #include "sampling/sampler.h"
 
 namespace vllm_metal {
@@ -41,6 +42,7 @@ class RandomCases {
     if (below(2) == 0) params.top_p = below(4) == 0 ? std::pow(10.0f, -40 * unit()) : unit();
     if (params.top_p == 0) params.top_p = std::numeric_limits<float>::denorm_min();
     if (below(2) == 0) params.top_k = 1 + below(vocab_size + 3);
+    if (below(3) == 0) params.min_p = below(4) == 0 ? 1.0f : unit() * unit() * unit();
     if (below(3) == 0) params.num_logprobs = below(vocab_size + 3) - 1;
     return params;
   }
@@ -66,8 +68,8 @@ void expect_within_filters(const std::vector<float>& logits, const SamplingParam
   if (params.top_k > 0) {
     EXPECT_LT(num_greater, std::min(params.top_k, vocab_size));
   }
-  const auto before_top_p =
-      reference::distribution(logits, params.temperature, params.top_k, /*top_p=*/1.0);
+  const auto before_top_p = reference::distribution(logits, params.temperature, params.top_k,
+                                                    /*top_p=*/1.0, params.min_p);
   double likelier = 0;
   for (int id = 0; id < vocab_size; ++id) {
     const bool precedes = logits[id] > logits[token] || (logits[id] == logits[token] && id < token);
@@ -102,11 +104,12 @@ TEST(SamplerProperties, HoldForRandomRequests) {
     const auto logits = cases.logits();
     const int vocab_size = static_cast<int>(logits.size());
     const SamplingParams params = cases.params(vocab_size);
-    const SampleRequest request{&params, cases.seed(), cases.below(1000)};
+    const Request request = at_index(cases.seed(), cases.below(10));
     SCOPED_TRACE(testing::Message()
                  << "case " << i << ": vocabulary " << vocab_size << ", temperature "
-                 << params.temperature << ", top_k " << params.top_k << ", top_p " << params.top_p);
-    const SampleOutput output = sample(logits, vocab_size, {&request, 1});
+                 << params.temperature << ", top_k " << params.top_k << ", top_p " << params.top_p
+                 << ", min_p " << params.min_p);
+    const SampleOutput output = sample_one(logits, params, request);
     const bool all_masked = *std::max_element(logits.begin(), logits.end()) == -kInfinity;
     const int32_t token = output.token_ids.at(0);
     ASSERT_EQ(token == SampleOutput::kFailed, all_masked);

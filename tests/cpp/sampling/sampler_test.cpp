@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "reference.h"
+#include "sample_one.h"
 
 namespace vllm_metal {
 namespace {
@@ -17,17 +18,6 @@ using testing::ElementsAreArray;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 const SamplingParams kGreedy{.temperature = 0.0f};
-
-SampleOutput sample_one(const std::vector<float>& logits, const SamplingParams& params,
-                        uint64_t seed = 0, int64_t output_index = 0) {
-  const SampleRequest request{&params, seed, output_index};
-  return sample(logits, static_cast<int>(logits.size()), {&request, 1});
-}
-
-int32_t token_of(const std::vector<float>& logits, const SamplingParams& params, uint64_t seed = 0,
-                 int64_t output_index = 0) {
-  return sample_one(logits, params, seed, output_index).token_ids.at(0);
-}
 
 TEST(Sampler, GreedyTakesTheLowestOfEqualIds) {
   EXPECT_EQ(token_of({1, 3, 2, 3}, kGreedy), 1);
@@ -61,8 +51,8 @@ TEST(Sampler, InfiniteLogitsWin) {
   const std::vector<float> logits = {1, 2, kInfinity, 3};
   EXPECT_EQ(token_of(logits, kGreedy), 2);
   for (uint64_t seed = 0; seed < 50; ++seed) {
-    EXPECT_EQ(token_of(logits, {}, seed), 2);
-    EXPECT_EQ(token_of(logits, {.top_p = 0.3f, .top_k = 2}, seed), 2);
+    EXPECT_EQ(token_of(logits, {}, {.seed = seed}), 2);
+    EXPECT_EQ(token_of(logits, {.top_p = 0.3f, .top_k = 2}, {.seed = seed}), 2);
   }
 }
 
@@ -70,18 +60,18 @@ TEST(Sampler, FiltersThatLeaveOneTokenAreGreedy) {
   const auto logits = reference::random_logits(3000, 1.0f, 5);
   const int32_t expected = token_of(logits, kGreedy);
   for (uint64_t seed = 0; seed < 50; ++seed) {
-    EXPECT_EQ(token_of(logits, {.top_k = 1}, seed), expected);
-    EXPECT_EQ(token_of(logits, {.top_p = 1e-9f}, seed), expected);
-    EXPECT_EQ(token_of(logits, {.temperature = 1e-5f}, seed), expected);
+    EXPECT_EQ(token_of(logits, {.top_k = 1}, {.seed = seed}), expected);
+    EXPECT_EQ(token_of(logits, {.top_p = 1e-9f}, {.seed = seed}), expected);
+    EXPECT_EQ(token_of(logits, {.temperature = 1e-5f}, {.seed = seed}), expected);
   }
 }
 
 TEST(Sampler, TopKOfTheVocabularyOrMoreKeepsAll) {
   const auto logits = reference::random_logits(300, 1.0f, 6);
   for (uint64_t seed = 0; seed < 50; ++seed) {
-    const int32_t expected = token_of(logits, {}, seed);
+    const int32_t expected = token_of(logits, {}, {.seed = seed});
     for (int top_k : {-1, 0, 300, 301, 1 << 30}) {
-      EXPECT_EQ(token_of(logits, {.top_k = top_k}, seed), expected);
+      EXPECT_EQ(token_of(logits, {.top_k = top_k}, {.seed = seed}), expected);
     }
   }
 }
@@ -91,12 +81,14 @@ TEST(Sampler, TopKOfTheVocabularyOrMoreKeepsAll) {
 void expect_drawn_from(const std::vector<float>& logits, const SamplingParams& params) {
   constexpr int kDraws = 20'000;
   const auto expected =
-      reference::distribution(logits, params.temperature, params.top_k, params.top_p);
+      reference::distribution(logits, params.temperature, params.top_k, params.top_p, params.min_p);
   std::vector<int> counts(logits.size(), 0);
   for (int i = 0; i < kDraws; ++i) {
     // Half as a request goes on, half as new requests start.
     const bool same_request = i % 2 == 0;
-    ++counts.at(token_of(logits, params, same_request ? 42 : i, same_request ? i : 0));
+    ++counts.at(
+        token_of(logits, params,
+                 at_index(same_request ? 42 : static_cast<uint64_t>(i), same_request ? i : 0)));
   }
   double statistic = 0;
   int degrees = -1;
@@ -138,10 +130,10 @@ TEST(Sampler, TheSameSeedAndIndexDrawTheSameToken) {
   int num_changed_by_seed = 0;
   int num_changed_by_index = 0;
   for (int i = 0; i < 100; ++i) {
-    const int32_t token = token_of(logits, {}, 5, i);
-    EXPECT_EQ(token_of(logits, {}, 5, i), token);
-    num_changed_by_seed += token_of(logits, {}, 6, i) != token;
-    num_changed_by_index += token_of(logits, {}, 5, i + 1) != token;
+    const int32_t token = token_of(logits, {}, at_index(5, i));
+    EXPECT_EQ(token_of(logits, {}, at_index(5, i)), token);
+    num_changed_by_seed += token_of(logits, {}, at_index(6, i)) != token;
+    num_changed_by_index += token_of(logits, {}, at_index(5, i + 1)) != token;
   }
   EXPECT_GT(num_changed_by_seed, 90);
   EXPECT_GT(num_changed_by_index, 90);
@@ -161,21 +153,30 @@ TEST(Sampler, ARowIsTheSameAloneAndInABatch) {
       {.temperature = 2.0f, .num_logprobs = -1},
   };
   constexpr size_t kNumRows = 40;
-  std::vector<float> logits;
-  std::vector<SampleRequest> requests;
+  const SamplerConfig config{.vocab_size = kVocabSize};
+  std::vector<std::vector<float>> logits;
+  std::vector<SamplingState> states;
+  const auto request_of = [](size_t row) {
+    return at_index(row * 1000, static_cast<int64_t>(row));
+  };
   for (size_t row = 0; row < kNumRows; ++row) {
-    auto row_logits = reference::random_logits(kVocabSize, 2.0f, 100 + row);
-    if (row == 11) row_logits[60] = kNaN;
-    logits.insert(logits.end(), row_logits.begin(), row_logits.end());
-    requests.push_back({&kinds[row % kinds.size()], row * 1000, static_cast<int64_t>(row)});
+    logits.push_back(reference::random_logits(kVocabSize, 2.0f, 100 + row));
+    if (row == 11) logits.back()[60] = kNaN;
+    states.push_back(make_state(config, kinds[row % kinds.size()], request_of(row)));
   }
-  const SampleOutput batch = sample(logits, kVocabSize, requests);
+  std::vector<float> all_logits;
+  std::vector<SampleRow> rows;
+  for (size_t row = 0; row < kNumRows; ++row) {
+    all_logits.insert(all_logits.end(), logits[row].begin(), logits[row].end());
+    rows.push_back({&states[row]});
+  }
+  const SampleOutput batch = sample(config, all_logits, rows);
   ASSERT_EQ(batch.token_ids.size(), kNumRows);
   ASSERT_EQ(batch.logprobs.width, 1 + kVocabSize);
   ASSERT_EQ(batch.logprobs.values.size(), kNumRows * (1 + kVocabSize));
   for (size_t row = 0; row < kNumRows; ++row) {
-    const auto row_logits = std::span<const float>(logits).subspan(row * kVocabSize, kVocabSize);
-    const SampleOutput alone = sample(row_logits, kVocabSize, {&requests[row], 1});
+    const SampleOutput alone =
+        sample_one(config, logits[row], kinds[row % kinds.size()], request_of(row));
     EXPECT_EQ(batch.token_ids[row], alone.token_ids[0]);
     const Logprobs& expected = alone.logprobs;
     const size_t begin = row * batch.logprobs.width;
@@ -194,7 +195,7 @@ TEST(Sampler, LogprobsAreRawWhateverTheFilters) {
   const auto logits = reference::random_logits(800, 3.0f, 9);
   const auto expected = reference::log_softmax(logits);
   const SamplingParams params{.temperature = 0.4f, .top_p = 0.7f, .top_k = 5, .num_logprobs = 10};
-  const SampleOutput output = sample_one(logits, params, 3);
+  const SampleOutput output = sample_one(logits, params, {.seed = 3});
   ASSERT_EQ(output.logprobs.width, 11);
   EXPECT_EQ(output.logprobs.token_ids[0], output.token_ids[0]);
   for (int i = 0; i < 11; ++i) {
@@ -213,23 +214,24 @@ TEST(Sampler, LogprobsAreNoWiderThanTheVocabulary) {
 }
 
 TEST(Sampler, AnEmptyBatchGivesAnEmptyResult) {
-  const SampleOutput output = sample({}, 10, {});
+  const SampleOutput output = sample({.vocab_size = 10}, {}, {});
   EXPECT_TRUE(output.token_ids.empty());
   EXPECT_EQ(output.logprobs.width, 0);
 }
 
 TEST(Sampler, RefusesArgumentsThatDoNotFit) {
   const std::vector<float> logits(6, 0.0f);
-  const SamplingParams params;
-  const SamplingParams bad{.top_p = 0.0f};
-  const std::vector<SampleRequest> requests = {{&params, 0, 0}, {&params, 1, 0}};
-  EXPECT_THROW(sample(logits, 4, requests), std::invalid_argument);
-  EXPECT_THROW(sample(logits, 0, requests), std::invalid_argument);
-  EXPECT_THROW(sample(logits, 3, std::vector<SampleRequest>{{&params, 0, 0}, {nullptr, 1, 0}}),
+  const SamplerConfig config{.vocab_size = 3};
+  SamplingState first = make_state(config, {});
+  SamplingState second = make_state(config, {});
+  const std::vector<SampleRow> rows = {{&first}, {&second}};
+  EXPECT_THROW(sample({.vocab_size = 4}, logits, rows), std::invalid_argument);
+  EXPECT_THROW(sample({.vocab_size = 0}, logits, rows), std::invalid_argument);
+  EXPECT_THROW(sample(config, logits, std::vector<SampleRow>{{&first}, {nullptr}}),
                std::invalid_argument);
-  EXPECT_THROW(sample(logits, 3, std::vector<SampleRequest>{{&params, 0, 0}, {&bad, 1, 0}}),
-               std::invalid_argument);
-  EXPECT_EQ(sample(logits, 3, requests).token_ids.size(), 2u);
+  EXPECT_EQ(first.num_output_tokens(), 0);
+  EXPECT_EQ(sample(config, logits, rows).token_ids.size(), 2u);
+  EXPECT_EQ(first.num_output_tokens(), 1);
 }
 
 }  // namespace

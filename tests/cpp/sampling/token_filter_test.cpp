@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sampling/top_k_top_p.h"
+#include "sampling/token_filter.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,32 +13,24 @@ namespace {
 using reference::kInfinity;
 using testing::ElementsAre;
 
-struct Filter {
-  float temperature = 1.0f;
-  int top_k = 0;  // 0: all
-  float top_p = 1.0f;
-};
-
-std::vector<Candidate> keep(std::span<const float> logits, const Filter& filter) {
+std::vector<Candidate> keep(std::span<const float> logits, const FilterParams& filter) {
   RowSoftmax softmax;
   softmax.reset(logits, max_logit(logits));
-  TopKTopPFilter kept;
-  const int vocab_size = static_cast<int>(logits.size());
-  const int top_k = filter.top_k == 0 ? vocab_size : filter.top_k;
-  const auto span = kept.keep(softmax, filter.temperature, top_k, filter.top_p);
+  TokenFilter kept;
+  const auto span = kept.keep(softmax, filter);
   return {span.begin(), span.end()};
 }
 
-std::vector<int> kept_ids(std::span<const float> logits, const Filter& filter) {
+std::vector<int> kept_ids(std::span<const float> logits, const FilterParams& filter) {
   std::vector<int> ids;
   for (const Candidate& candidate : keep(logits, filter)) ids.push_back(candidate.token_id);
   return ids;
 }
 
-void expect_reference_distribution(std::span<const float> logits, const Filter& filter) {
+void expect_reference_distribution(std::span<const float> logits, const FilterParams& filter) {
   const auto kept = keep(logits, filter);
   const auto expected =
-      reference::distribution(logits, filter.temperature, filter.top_k, filter.top_p);
+      reference::distribution(logits, filter.temperature, filter.top_k, filter.top_p, filter.min_p);
   double sum = 0;
   for (const Candidate& candidate : kept) sum += candidate.weight;
   std::vector<double> actual(logits.size(), 0.0);
@@ -85,7 +77,7 @@ TEST(KthLargest, IsMinusInfinityWhereTooFewAreAbove) {
   EXPECT_EQ(kth_largest(values, 3, scratch), -kInfinity);
 }
 
-TEST(TopKTopP, TopKKeepsAllEqualToTheKth) {
+TEST(TokenFilter, TopKKeepsAllEqualToTheKth) {
   const std::vector<float> logits = {1, 3, 2, 2, 0, 2, 3};
   EXPECT_THAT(kept_ids(logits, {.top_k = 1}), ElementsAre(1, 6));
   EXPECT_THAT(kept_ids(logits, {.top_k = 2}), ElementsAre(1, 6));
@@ -93,7 +85,7 @@ TEST(TopKTopP, TopKKeepsAllEqualToTheKth) {
   EXPECT_THAT(kept_ids(logits, {.top_k = 6}), ElementsAre(0, 1, 2, 3, 5, 6));
 }
 
-TEST(TopKTopP, TopPKeepsTheTokenThatReachesIt) {
+TEST(TokenFilter, TopPKeepsTheTokenThatReachesIt) {
   // Probabilities 1/8, 1/2, 1/4, 1/8.
   const float ln2 = std::log(2.0f);
   const std::vector<float> logits = {-2 * ln2, 0, -ln2, -2 * ln2};
@@ -105,14 +97,14 @@ TEST(TopKTopP, TopPKeepsTheTokenThatReachesIt) {
   EXPECT_THAT(kept_ids(logits, {.top_p = 0.88f}), ElementsAre(0, 1, 2, 3));
 }
 
-TEST(TopKTopP, TopPKeepsTheLowerOfEqualIds) {
+TEST(TokenFilter, TopPKeepsTheLowerOfEqualIds) {
   const std::vector<float> logits(8, 1.5f);
   EXPECT_THAT(kept_ids(logits, {.top_p = 1e-30f}), ElementsAre(0));
   EXPECT_THAT(kept_ids(logits, {.top_p = 0.5f}), ElementsAre(0, 1, 2, 3));
   EXPECT_THAT(kept_ids(logits, {.top_p = 0.51f}), ElementsAre(0, 1, 2, 3, 4));
 }
 
-TEST(TopKTopP, TopPIsOfWhatTopKLeft) {
+TEST(TokenFilter, TopPIsOfWhatTopKLeft) {
   const std::vector<float> logits(8, 0.0f);
   std::vector<float> peaked = logits;
   peaked[2] = peaked[5] = 1.0f;
@@ -121,14 +113,14 @@ TEST(TopKTopP, TopPIsOfWhatTopKLeft) {
   EXPECT_THAT(kept_ids(peaked, {.top_k = 2, .top_p = 0.4f}), ElementsAre(2));
 }
 
-TEST(TopKTopP, DropsTokensWithoutWeight) {
+TEST(TokenFilter, DropsTokensWithoutWeight) {
   const std::vector<float> logits = {-kInfinity, 0, -200, 1, -kInfinity};
   EXPECT_THAT(kept_ids(logits, {}), ElementsAre(1, 3));
   EXPECT_THAT(kept_ids(logits, {.top_k = 4}), ElementsAre(1, 3));
   EXPECT_THAT(kept_ids(logits, {.top_k = 4, .top_p = 0.999999f}), ElementsAre(1, 3));
 }
 
-TEST(TopKTopP, InfiniteLogitsShareAllProbability) {
+TEST(TokenFilter, InfiniteLogitsShareAllProbability) {
   const std::vector<float> logits = {1, kInfinity, -kInfinity, kInfinity};
   for (float temperature : {0.01f, 1.0f, 50.0f}) {
     EXPECT_THAT(kept_ids(logits, {.temperature = temperature}), ElementsAre(1, 3));
@@ -137,7 +129,7 @@ TEST(TopKTopP, InfiniteLogitsShareAllProbability) {
   }
 }
 
-TEST(TopKTopP, AgreesWithTheFloat64Reference) {
+TEST(TokenFilter, AgreesWithTheFloat64Reference) {
   uint32_t seed = 0;
   for (int size : {1, 7, 64, 1000, 5000}) {
     for (float deviation : {0.1f, 3.0f, 10.0f}) {
@@ -155,7 +147,7 @@ TEST(TopKTopP, AgreesWithTheFloat64Reference) {
   }
 }
 
-TEST(TopKTopP, AgreesWithTheReferenceWhereManyLogitsAreEqual) {
+TEST(TokenFilter, AgreesWithTheReferenceWhereManyLogitsAreEqual) {
   for (uint32_t seed = 1; seed <= 20; ++seed) {
     const auto logits = reference::random_logits(500, 2.0f, seed, 0.5f);
     for (int top_k : {0, 3, 100}) {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sampling/top_k_top_p.h"
+#include "sampling/token_filter.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <iterator>
-#include <limits>
 #include <numeric>
 
 #include "sampling/top_k.h"
 
 namespace vllm_metal {
 namespace {
+
+constexpr double kWeightMargin = 1e-3;  // for the rounding of weights, in the exponent
 
 bool more_likely(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.token_id < b.token_id;
@@ -54,75 +54,89 @@ Candidate last_within_mass(std::span<Candidate> candidates, double mass) {
   return *begin;
 }
 
+float exponent_of(double weight) {
+  return static_cast<float>(std::max<double>(std::log(weight) - kWeightMargin, kMinExponent));
+}
+
 // Tokens of a smaller exponent cannot pass top_p: were all as likely as the bound allows, they
 // would still fill no more than the 1 - top_p that is dropped.
 float min_exponent_of_top_p(double sum, size_t vocab_size, double top_p) {
-  const double weight = (1.0 - top_p) * sum / static_cast<double>(vocab_size);
-  constexpr double kMargin = 1e-3;  // for the rounding of weights
-  const double exponent = std::log(weight) - kMargin;
-  return static_cast<float>(std::max<double>(exponent, kMinExponent));
+  return exponent_of((1.0 - top_p) * sum / static_cast<double>(vocab_size));
+}
+
+// A logit below which every exponent is smaller than `min_exponent`. Comparing with it spares the
+// division of most logits by the temperature.
+float lowest_logit(const RowSoftmax& softmax, float temperature, float min_exponent) {
+  const double max = softmax.max();
+  if (std::isinf(max)) return softmax.max();
+  const double distance = static_cast<double>(min_exponent) * temperature;
+  const double rounding = 1e-6 * (std::abs(max) + std::abs(distance));
+  return static_cast<float>(max + distance - rounding);
 }
 
 }  // namespace
 
-std::span<const Candidate> TopKTopPFilter::keep(RowSoftmax& softmax, float temperature, int top_k,
-                                                float top_p) {
+std::span<const Candidate> TokenFilter::keep(RowSoftmax& softmax, const FilterParams& params) {
   const std::span<const float> logits = softmax.logits();
-  const bool has_top_p = top_p < 1;
+  const bool has_top_p = params.top_p < 1;
+  border_ = {};
+  if (params.has_top_k(logits.size())) border_.logit = kth_largest(logits, params.top_k, largest_);
   double sum = 0;
-  if (static_cast<size_t>(top_k) < logits.size()) {
-    collect(softmax, temperature, kth_largest(logits, top_k, largest_), kMinExponent);
+  if (params.has_top_k(logits.size()) || params.min_p > 0) {
+    collect(softmax, params.temperature, exponent_of(params.min_p), params.min_p);
     sum = sum_weights(candidates_.begin(), candidates_.end());
   } else {
-    sum = softmax.sum(temperature);
-    collect(softmax, temperature, -std::numeric_limits<float>::infinity(),
-            has_top_p ? min_exponent_of_top_p(sum, logits.size(), top_p) : kMinExponent);
+    sum = softmax.sum(params.temperature);
+    const float min_exponent =
+        has_top_p ? min_exponent_of_top_p(sum, logits.size(), params.top_p) : kMinExponent;
+    collect(softmax, params.temperature, min_exponent, /*min_weight=*/0);
   }
-  if (has_top_p) apply_top_p(top_p * sum);
+  if (params.min_p > 0) {
+    border_.logit = std::max_element(candidates_.begin(), candidates_.end(), more_likely)->logit;
+  }
+  if (has_top_p) apply_top_p(params.top_p * sum);
   return candidates_;
 }
 
-void TopKTopPFilter::collect(const RowSoftmax& softmax, float temperature, float min_logit,
-                             float min_exponent) {
-  constexpr size_t kBlockSize = 64;
+// Takes the tokens that the border keeps so far and that have at least this exponent and weight.
+void TokenFilter::collect(const RowSoftmax& softmax, float temperature, float min_exponent,
+                          float min_weight) {
+  constexpr size_t kBlockSize = 128;
   const std::span<const float> logits = softmax.logits();
+  const float lowest = std::max(border_.logit, lowest_logit(softmax, temperature, min_exponent));
   candidates_.clear();
   for (size_t begin = 0; begin < logits.size(); begin += kBlockSize) {
     const auto block = logits.subspan(begin, std::min(kBlockSize, logits.size() - begin));
-    std::array<float, kBlockSize> exponents;
-    const auto passes = [&](size_t i) {
-      return block[i] >= min_logit && exponents[i] >= min_exponent;
-    };
     // Most blocks hold nothing: counting first lets the compiler vectorise their part.
     int num_passing = 0;
-    for (size_t i = 0; i < block.size(); ++i) {
-      exponents[i] = softmax_exponent(block[i], softmax.max(), temperature);
-      num_passing += passes(i);
-    }
+    for (float logit : block) num_passing += logit >= lowest;
     if (num_passing == 0) continue;
     for (size_t i = 0; i < block.size(); ++i) {
-      if (!passes(i)) continue;
-      candidates_.push_back(
-          {block[i], exp_of_nonpositive(exponents[i]), static_cast<int32_t>(begin + i)});
+      if (!(block[i] >= lowest)) continue;
+      const float exponent = softmax_exponent(block[i], softmax.max(), temperature);
+      const float weight = exp_of_nonpositive(exponent);
+      if (exponent >= min_exponent && weight >= min_weight)
+        candidates_.push_back({block[i], weight, static_cast<int32_t>(begin + i)});
     }
   }
 }
 
-void TopKTopPFilter::apply_top_p(double mass) {
+void TokenFilter::apply_top_p(double mass) {
   bucket_masses_.assign(kNumBuckets, 0.0);
   for (const Candidate& c : candidates_) bucket_masses_[bucket_of(c)] += c.weight;
   // From the likeliest bucket on to the one in which the running sum reaches the mass.
-  int border = kNumBuckets - 1;
-  for (int bucket = border; bucket >= 0; --bucket) {
+  int bucket_of_border = kNumBuckets - 1;
+  for (int bucket = kNumBuckets - 1; bucket >= 0; --bucket) {
     if (bucket_masses_[bucket] == 0) continue;
-    border = bucket;
+    bucket_of_border = bucket;
     if (bucket_masses_[bucket] >= mass) break;
     mass -= bucket_masses_[bucket];
   }
-  border_.clear();
-  std::copy_if(candidates_.begin(), candidates_.end(), std::back_inserter(border_),
-               [&](const Candidate& c) { return bucket_of(c) == border; });
-  const Candidate last = last_within_mass(border_, mass);
+  border_bucket_.clear();
+  std::copy_if(candidates_.begin(), candidates_.end(), std::back_inserter(border_bucket_),
+               [&](const Candidate& c) { return bucket_of(c) == bucket_of_border; });
+  const Candidate last = last_within_mass(border_bucket_, mass);
+  border_ = {last.logit, last.token_id};
   std::erase_if(candidates_, [&](const Candidate& c) { return more_likely(last, c); });
 }
 
