@@ -2,6 +2,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -21,10 +22,24 @@ using PythonProgress = std::function<void(uint64_t, uint64_t)>;
 using NewRequestTuple = std::tuple<std::string, std::vector<int32_t>, int32_t, SamplingParams>;
 using UpdateTuple = std::tuple<std::string, std::vector<int32_t>>;
 using ScheduledTuple = std::tuple<std::string, int32_t, int32_t>;
+using Ids = std::vector<std::string>;
+using Requests = std::vector<NewRequestTuple>;
+using Updates = std::vector<UpdateTuple>;
+using Scheduled = std::vector<ScheduledTuple>;
 
 void init_runner(ModelRunner* self, const std::string& model_dir, const std::string& config_json,
-                 const std::string& dtype, const std::optional<PythonProgress>& progress) {
-  ModelRunnerOptions options{model_dir, Json::parse(config_json), parse_dtype(dtype), {}};
+                 const std::string& dtype, const std::optional<PythonProgress>& progress,
+                 const std::string& logprobs_mode, std::vector<int32_t> reasoning_start_token_ids,
+                 std::vector<int32_t> reasoning_end_token_ids,
+                 std::vector<int32_t> natural_reasoning_end_token_ids) {
+  ModelRunnerOptions options{
+      .model_dir = model_dir,
+      .config = Json::parse(config_json),
+      .dtype = parse_dtype(dtype),
+      .sampler = {.logprobs_mode = parse_logprobs_mode(logprobs_mode),
+                  .reasoning_start_token_ids = std::move(reasoning_start_token_ids),
+                  .reasoning_end_token_ids = std::move(reasoning_end_token_ids),
+                  .natural_reasoning_end_token_ids = std::move(natural_reasoning_end_token_ids)}};
   if (progress)
     options.progress = [&progress](uint64_t done, uint64_t total) {
       nb::gil_scoped_acquire gil;
@@ -34,19 +49,53 @@ void init_runner(ModelRunner* self, const std::string& model_dir, const std::str
   new (self) ModelRunner(std::move(options));
 }
 
-StepOutput run_step(ModelRunner& runner, std::vector<std::string> finished,
-                    std::vector<std::string> preempted, std::vector<NewRequestTuple> new_requests,
-                    std::vector<UpdateTuple> updates, std::vector<ScheduledTuple> scheduled) {
-  nb::gil_scoped_release release;
-  StepInput input{.finished = std::move(finished), .preempted = std::move(preempted)};
-  for (auto& [id, token_ids, num_output_tokens, sampling] : new_requests)
-    input.new_requests.push_back(
-        {std::move(id), std::move(token_ids), sampling, num_output_tokens});
+std::vector<NewRequest> to_requests(Requests tuples) {
+  std::vector<NewRequest> requests;
+  requests.reserve(tuples.size());
+  for (auto& [id, token_ids, num_output_tokens, sampling] : tuples)
+    requests.push_back(
+        {std::move(id), std::move(token_ids), std::move(sampling), num_output_tokens});
+  return requests;
+}
+
+StepInput to_step_input(Ids finished, Ids preempted, Requests new_requests, Requests sessions,
+                        Updates updates, Scheduled scheduled) {
+  StepInput input{.finished = std::move(finished),
+                  .new_requests = to_requests(std::move(new_requests)),
+                  .sessions = to_requests(std::move(sessions)),
+                  .updates = {},
+                  .preempted = std::move(preempted),
+                  .scheduled = {}};
   for (auto& [id, token_ids] : updates)
     input.updates.push_back({std::move(id), std::move(token_ids)});
   for (auto& [id, computed, count] : scheduled)
     input.scheduled.push_back({std::move(id), computed, count});
-  return runner.step(input);
+  return input;
+}
+
+// Calls `run` on the runner with the step that the arguments describe, without the GIL.
+template <auto run, typename... Arguments>
+auto with_step_input(ModelRunner& runner, Arguments... arguments) {
+  nb::gil_scoped_release release;
+  return (runner.*run)(to_step_input(std::move(arguments)...));
+}
+
+using Bitmask = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+PendingOutput draw(ModelRunner& runner, std::vector<std::string> grammar_ids,
+                   std::optional<Bitmask> bitmask,
+                   const std::vector<std::tuple<size_t, int32_t>>& given) {
+  DrawInput input{.grammar_ids = std::move(grammar_ids)};
+  if (bitmask) input.bitmask.assign(bitmask->data(), bitmask->data() + bitmask->size());
+  for (const auto& [scheduled_index, token_id] : given)
+    input.given.push_back({scheduled_index, token_id});
+  nb::gil_scoped_release release;
+  return runner.draw(input);
+}
+
+std::shared_ptr<StepOutput> wait(const PendingOutput& output) {
+  nb::gil_scoped_release release;
+  return output.get();
 }
 
 // Per scheduled request the token drawn, as vLLM wants it: a list of none or one.
@@ -75,10 +124,14 @@ nb::object to_numpy(const std::vector<T>& values, std::initializer_list<size_t> 
   return nb::cast(nb::ndarray<nb::numpy, T>(copy->data(), shape, owner));
 }
 
-nb::object logprobs_tuple(const StepOutput& output) {
-  const Logprobs& logprobs = output.logprobs;
-  if (logprobs.width == 0) return nb::none();
+nb::tuple score_arrays(const Logprobs& logprobs) {
   const size_t rows = logprobs.ranks.size(), width = static_cast<size_t>(logprobs.width);
+  return nb::make_tuple(to_numpy(logprobs.token_ids, {rows, width}),
+                        to_numpy(logprobs.values, {rows, width}), to_numpy(logprobs.ranks, {rows}));
+}
+
+nb::object logprobs_tuple(const StepOutput& output) {
+  if (output.logprobs.width == 0) return nb::none();
   nb::list offsets;  // rows before each scheduled request
   size_t row = 0;
   offsets.append(row);
@@ -86,31 +139,47 @@ nb::object logprobs_tuple(const StepOutput& output) {
     if (token != StepOutput::kNoToken) ++row;  // failed rows are padding
     offsets.append(row);
   }
-  return nb::make_tuple(to_numpy(logprobs.token_ids, {rows, width}),
-                        to_numpy(logprobs.values, {rows, width}), to_numpy(logprobs.ranks, {rows}),
-                        offsets);
+  return score_arrays(output.logprobs) + nb::make_tuple(offsets);
+}
+
+nb::list prompt_logprobs_list(const StepOutput& output) {
+  nb::list prompts;
+  for (const auto& [scheduled_index, scores] : output.prompt_logprobs) {
+    const Logprobs& logprobs = scores->logprobs();
+    const auto& token_id_scores = scores->token_id_scores();
+    nb::object most_likely = nb::none(), of_token_ids = nb::none();
+    if (logprobs.width > 0) most_likely = score_arrays(logprobs);
+    if (!token_id_scores.empty()) {
+      const auto width = static_cast<size_t>(scores->params().prompt_logprob_ids_per_row);
+      of_token_ids = to_numpy(token_id_scores, {token_id_scores.size() / width, width});
+    }
+    prompts.append(nb::make_tuple(scheduled_index, most_likely, of_token_ids));
+  }
+  return prompts;
+}
+
+// A view of memory that MLX allocated; it lives as long as the view.
+nb::object view_of(const mx::array& rows) {
+  auto* kept = new mx::array(rows);
+  nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<mx::array*>(array); });
+  const size_t shape[] = {static_cast<size_t>(rows.shape(0)), static_cast<size_t>(rows.shape(1))};
+  return nb::cast(nb::ndarray<nb::numpy, float>(kept->data<float>(), 2, shape, owner));
+}
+
+nb::object logits(ModelRunner& runner) {
+  std::optional<mx::array> rows;
+  {
+    nb::gil_scoped_release release;
+    rows = runner.logits();
+  }
+  return view_of(*rows);
 }
 
 nb::object last_logits(const ModelRunner& runner) {
-  const auto& logits = runner.last_logits();
-  if (!logits) return nb::none();
-  const float* data = logits->data<float>();
-  return to_numpy(std::vector<float>(data, data + logits->size()),
-                  {static_cast<size_t>(logits->shape(0)), static_cast<size_t>(logits->shape(1))});
-}
-
-void bind_sampling_params(nb::module_& module) {
-  nb::class_<SamplingParams>(module, "SamplingParams", "How one request's tokens are drawn.")
-      .def(
-          "__init__",
-          [](SamplingParams* self, float temperature, float top_p, int top_k,
-             std::optional<int64_t> seed, std::optional<int> num_logprobs) {
-            const SamplingParams params{temperature, top_p, top_k, seed, num_logprobs};
-            params.validate();
-            new (self) SamplingParams(params);
-          },
-          nb::kw_only(), "temperature"_a = 1.0f, "top_p"_a = 1.0f, "top_k"_a = 0,
-          "seed"_a = nb::none(), "num_logprobs"_a = nb::none());
+  if (!runner.last_logits()) return nb::none();
+  mx::array rows = mx::contiguous(*runner.last_logits());
+  rows.eval();
+  return view_of(rows);
 }
 
 void bind_step_output(nb::module_& module) {
@@ -121,21 +190,33 @@ void bind_step_output(nb::module_& module) {
       .def_prop_ro("logprobs", &logprobs_tuple,
                    "None, or (token_ids [n, k], logprobs [n, k], ranks [n], offsets): one row a "
                    "token drawn, "
-                   "column 0 the token itself; offsets[i] rows come before scheduled request i.");
+                   "column 0 the token itself; offsets[i] rows come before scheduled request i.")
+      .def_prop_ro("prompt_logprobs", &prompt_logprobs_list,
+                   "Of each prompt that this step completed: (index of the scheduled request, "
+                   "None or (token_ids, logprobs, ranks) with a row a token from the second on, "
+                   "None or the scores of prompt_logprob_token_ids).")
+      .def_ro("idle_ms", &StepOutput::idle_ms,
+              "Nothing to compute between the step before and the launch of this one.")
+      .def_ro("forward_ms", &StepOutput::forward_ms, "Until the logits were there.")
+      .def_ro("sampling_ms", &StepOutput::sampling_ms);
+  nb::class_<PendingOutput>(module, "PendingOutput", "The output of a step that may still run.")
+      .def("wait", &wait, "Wait for the StepOutput; raises what went wrong in drawing.");
 }
 
 }  // namespace
 
 void bind_runner(nb::module_& module) {
-  bind_sampling_params(module);
   bind_step_output(module);
   module.def("supported_architectures", &supported_architectures,
              "Names that config.json may have in `architectures`.");
   nb::class_<ModelRunner>(module, "ModelRunner", "A loaded model and its live requests.")
       .def("__init__", &init_runner, "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
-           "progress"_a = nb::none(),
+           "progress"_a = nb::none(), "logprobs_mode"_a = "raw_logprobs",
+           "reasoning_start_token_ids"_a = std::vector<int32_t>(),
+           "reasoning_end_token_ids"_a = std::vector<int32_t>(),
+           "natural_reasoning_end_token_ids"_a = std::vector<int32_t>(),
            "Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) "
-           "is called while reading.")
+           "is called while reading. The reasoning ids mark what a thinking_token_budget limits.")
       .def_prop_ro("num_layers",
                    [](const ModelRunner& self) { return self.kv_cache_spec().num_layers; })
       .def_prop_ro("num_kv_heads",
@@ -154,13 +235,31 @@ void bind_runner(nb::module_& module) {
       .def("count_nodes", &ModelRunner::count_nodes, "enabled"_a)
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
            "Set how many tokens live requests may keep, in blocks of block_size.")
-      .def("step", &run_step, nb::kw_only(), "finished"_a, "preempted"_a, "new_requests"_a,
-           "updates"_a, "scheduled"_a,
-           "Compute one step and draw tokens; the GIL is released meanwhile.\n\n"
+      .def("launch",
+           &with_step_input<&ModelRunner::launch, Ids, Ids, Requests, Requests, Updates, Scheduled>,
+           nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),
+           "new_requests"_a = Requests(), "sessions"_a = Requests(), "updates"_a = Updates(),
+           "scheduled"_a = Scheduled(),
+           "Start the forward pass of a step without waiting for it.\n\n"
            "finished, preempted: request ids. new_requests: (id, token_ids, how many of them are "
-           "output, SamplingParams). "
-           "updates: (id, all token_ids). scheduled: (id, num_computed_tokens, "
-           "num_scheduled_tokens).");
+           "output, SamplingParams). sessions: likewise, of requests that keep their cache and "
+           "have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, "
+           "num_scheduled_tokens).")
+      .def("draw", &draw, nb::kw_only(), "grammar_ids"_a = Ids(), "bitmask"_a = nb::none(),
+           "given"_a = std::vector<std::tuple<size_t, int32_t>>(),
+           "Have the tokens of the launched step drawn, without waiting for them.\n\n"
+           "grammar_ids: requests with a grammar; bitmask int32 [n, ceil(vocab_size / 32)]: the "
+           "tokens it allows. given: (index of the scheduled request, token drawn by the caller).")
+      .def("step",
+           &with_step_input<&ModelRunner::step, Ids, Ids, Requests, Requests, Updates, Scheduled>,
+           nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),
+           "new_requests"_a = Requests(), "sessions"_a = Requests(), "updates"_a = Updates(),
+           "scheduled"_a = Scheduled(), "Launch a step, draw, and wait for its output.")
+      .def("logits", &logits,
+           "Wait for the logits that the launched step draws from: a view of MLX's memory, "
+           "float32 [n, vocab_size], one row for each of sampled_indices.")
+      .def_prop_ro("sampled_indices", &ModelRunner::sampled_indices,
+                   "Indexes of the scheduled requests that the launched step draws tokens of.");
   module.def(
       "memory_stats",
       [] {

@@ -2,20 +2,29 @@
 """The adapter between vLLM's scheduler and the core: it translates steps and computes nothing."""
 
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    AsyncModelRunnerOutput,
+    LogprobsLists,
+    LogprobsTensors,
+    ModelRunnerOutput,
+)
 
 from vllm_metal import _core, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
 from vllm_metal.memory_report import format_bytes
+from vllm_metal.torch_bridge import TorchBridge, TorchDraw
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from vllm.config import VllmConfig
-    from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+    from vllm.config.reasoning import ReasoningConfig
+    from vllm.v1.core.sched.output import GrammarOutput, NewRequestData, SchedulerOutput
 
 logger = get_logger(__name__)
 
@@ -37,6 +46,8 @@ class MetalModelRunner:
             config_json(model_config),
             str(self._dtype).removeprefix("torch."),
             progress=LoadProgress(),
+            logprobs_mode=model_config.logprobs_mode,
+            **reasoning_arguments(vllm_config.reasoning_config),
         )
         logger.info(
             "Loaded %s of weights from %s in %.1f s",
@@ -44,7 +55,9 @@ class MetalModelRunner:
             directory,
             time.perf_counter() - start,
         )
-        self._output: ModelRunnerOutput | None = None
+        self._torch_bridge = TorchBridge.create(vllm_config)
+        self._async_scheduling: bool = vllm_config.scheduler_config.async_scheduling
+        self._scheduled_ids: list[str] = []
 
     @property
     def weight_bytes(self) -> int:
@@ -72,34 +85,73 @@ class MetalModelRunner:
     def warm_up(self) -> None:
         """Run one token through the model, so that no user's request waits for set-up."""
         greedy = _core.SamplingParams(temperature=0.0)
-        self._step(
+        self._core.step(
             new_requests=[(_WARM_UP_REQUEST, [0], 0, greedy)], scheduled=[(_WARM_UP_REQUEST, 0, 1)]
         )
-        self._step(finished=[_WARM_UP_REQUEST])
+        self._core.step(finished=[_WARM_UP_REQUEST])
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> ModelRunnerOutput | None:
-        """Run a step. None tells vLLM to fetch the output with `sample_tokens`."""
-        output = self._step(**step_arguments(scheduler_output))
-        if not scheduler_output.num_scheduled_tokens:
-            return EMPTY_MODEL_RUNNER_OUTPUT
-        self._output = model_runner_output(list(scheduler_output.num_scheduled_tokens), output)
-        if self._output.num_nans_in_logits:
-            logger.error(
-                "The logits of %s hold NaN: ended with an error.",
-                ", ".join(self._output.num_nans_in_logits),
-            )
-        return None
+        """Launch a step. None tells vLLM to have its tokens drawn with `sample_tokens`."""
+        if self._torch_bridge is not None:
+            self._torch_bridge.note(scheduler_output)
+        self._core.launch(**step_arguments(scheduler_output))
+        self._scheduled_ids = list(scheduler_output.num_scheduled_tokens)
+        return None if self._scheduled_ids else EMPTY_MODEL_RUNNER_OUTPUT
 
-    def sample_tokens(self) -> ModelRunnerOutput | None:
-        """Return the output of the step that `execute_model` ran."""
-        output, self._output = self._output, None
+    def sample_tokens(
+        self, grammar_output: "GrammarOutput | None"
+    ) -> "ModelRunnerOutput | PendingStep":
+        """Have the launched step's tokens drawn; its output waits for them only when asked."""
+        torch_draw = TorchDraw()
+        if self._torch_bridge is not None:
+            torch_draw = self._torch_bridge.draw(self._core, self._scheduled_ids, grammar_output)
+        pending = self._core.draw(**self._grammar_arguments(grammar_output), given=torch_draw.given)
+        step = PendingStep(self._scheduled_ids, pending, torch_draw)
+        return step if self._async_scheduling else step.get_output()
+
+    def _grammar_arguments(self, grammar_output: "GrammarOutput | None") -> dict[str, Any]:
+        if grammar_output is None:
+            return {}
+        num_words = -(-self._core.vocab_size // 32)
+        bitmask: np.ndarray = grammar_output.grammar_bitmask[:, :num_words]
+        return {
+            "grammar_ids": grammar_output.structured_output_request_ids,
+            "bitmask": bitmask if bitmask.flags.c_contiguous else bitmask.copy(),
+        }
+
+
+class PendingStep(AsyncModelRunnerOutput):
+    """The output of a step that may still be computing."""
+
+    def __init__(
+        self, request_ids: list[str], pending: "_core.PendingOutput", torch_draw: TorchDraw
+    ) -> None:
+        self._request_ids = request_ids
+        self._pending = pending
+        self._torch_draw = torch_draw
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for the step and return its output."""
+        output = model_runner_output(self._request_ids, self._pending.wait(), self._torch_draw)
+        if output.num_nans_in_logits:
+            logger.error(
+                "The logits of %s hold NaN or allow no token: ended with an error.",
+                ", ".join(output.num_nans_in_logits),
+            )
         return output
 
-    def _step(self, **arguments: Any) -> "_core.StepOutput":
-        empty: dict[str, list] = {
-            name: [] for name in ("finished", "preempted", "new_requests", "updates", "scheduled")
-        }
-        return self._core.step(**(empty | arguments))
+    def get_kv_connector_output(self) -> None:
+        """Return None: no KV connector is supported. vLLM 0.33 asks."""
+
+
+def reasoning_arguments(config: "ReasoningConfig | None") -> dict[str, list[int]]:
+    """Return the token ids of the marks around what a model thinks, for thinking budgets."""
+    names = (
+        "reasoning_start_token_ids",
+        "reasoning_end_token_ids",
+        "natural_reasoning_end_token_ids",
+    )
+    return {name: list(getattr(config, name, None) or ()) for name in names}
 
 
 def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
@@ -113,19 +165,20 @@ def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
     updates = [
         (request_id, cached.all_token_ids[request_id]) for request_id in cached.resumed_req_ids
     ]
-    new_requests = []
+    new_requests, sessions = [], []
     for request in scheduler_output.scheduled_new_reqs:
         num_computed_tokens[request.req_id] = request.num_computed_tokens
         if request.num_computed_tokens:
             # More input for a session, which keeps what it has in the cache: without a prefix
             # cache nothing else is new and computed in part.
-            updates.append((request.req_id, _known_tokens(request)))
+            sessions.append(_new_request(request))
         else:
             new_requests.append(_new_request(request))
     return {
         "finished": list(scheduler_output.finished_req_ids),
         "preempted": list(scheduler_output.preempted_req_ids or ()),
         "new_requests": new_requests,
+        "sessions": sessions,
         "updates": updates,
         "scheduled": [
             (request_id, num_computed_tokens[request_id], num_tokens)
@@ -134,15 +187,32 @@ def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
     }
 
 
-def model_runner_output(request_ids: list[str], output: "_core.StepOutput") -> ModelRunnerOutput:
+def model_runner_output(
+    request_ids: list[str], output: "_core.StepOutput", torch_draw: TorchDraw
+) -> ModelRunnerOutput:
     """Translate the core's output for the scheduled requests `request_ids`, in their order."""
-    logprobs = cast("tuple | None", output.logprobs)
+    token_ids = output.token_ids
+    for row in torch_draw.failed:
+        token_ids[row] = []
+    failed = {request_ids[row]: 1 for row in [*output.failed, *torch_draw.failed]}
+    logprobs = None if output.logprobs is None else LogprobsLists(*output.logprobs)
+    if logprobs is not None:
+        torch_draw.put_logprobs(logprobs)
+    prompts: dict[str, LogprobsTensors | None] = {}
+    scores: dict[str, torch.Tensor] = {}
+    for row, most_likely, of_token_ids in output.prompt_logprobs:
+        if most_likely is not None:
+            prompts[request_ids[row]] = LogprobsTensors(*map(torch.from_numpy, most_likely))
+        if of_token_ids is not None:
+            scores[request_ids[row]] = torch.from_numpy(of_token_ids)
     return ModelRunnerOutput(
         req_ids=request_ids,
         req_id_to_index={request_id: row for row, request_id in enumerate(request_ids)},
-        sampled_token_ids=output.token_ids,
-        logprobs=None if logprobs is None else LogprobsLists(*logprobs),
-        num_nans_in_logits={request_ids[row]: 1 for row in output.failed} or None,
+        sampled_token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs_dict=prompts,
+        prompt_token_id_logprobs_dict=scores,
+        num_nans_in_logits=failed or None,
     )
 
 

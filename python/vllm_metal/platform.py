@@ -154,10 +154,13 @@ class MetalPlatform(Platform):
 
         vLLM calls this again in the engine's process, on the config it returned from here.
         """
+        from vllm_metal.custom_logits_processors import refuse_for_second_model_runner
         from vllm_metal.unsupported import refuse_unsupported
 
         envs.check()
         refuse_unsupported(vllm_config)
+        if vllm_config.model_config is not None:
+            refuse_for_second_model_runner(vllm_config)
         _settle_block_size(vllm_config.cache_config)
         # Blocks do not hold the keys and values of the MLX-managed cache, so none can be reused.
         vllm_config.cache_config.enable_prefix_caching = False
@@ -207,8 +210,3 @@ def _settle_execution(vllm_config: "VllmConfig") -> None:
     compilation_config.mode = CompilationMode.NONE
     compilation_config.cudagraph_mode = CUDAGraphMode.NONE
     compilation_config.cudagraph_capture_sizes = []
-
-    if vllm_config.scheduler_config.async_scheduling:
-        # Gains nothing while a step blocks until its tokens are there.
-        logger.debug("Asynchronous scheduling is off: steps are synchronous.")
-        vllm_config.scheduler_config.async_scheduling = False

@@ -1,60 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's sampling parameters, for the core; and those that the core cannot do yet."""
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from vllm_metal import _core
 
-# Parameters that must keep their neutral value, with what they are called elsewhere. The others
-# of vLLM's SamplingParams are the core's (`to_core`) or act in vLLM itself: stop strings and
-# ids, max_tokens, ignore_eos, n, detokenisation, repetition detection.
-UNSUPPORTED: dict[str, str] = {
-    "presence_penalty": "",
-    "frequency_penalty": "",
-    "repetition_penalty": "",
-    "min_p": "",
-    "min_tokens": "",
-    "prompt_logprobs": " (echo with logprobs)",
-    "prompt_logprob_token_ids": "",
-    "logprob_token_ids": "",
-    "logit_bias": "",
-    "allowed_token_ids": "",
-    "bad_words": "",
-    "structured_outputs": " (response_format, required or named tools)",
-    "thinking_token_budget": "",
-    "trace_decode_token_ids": "",
-    "extra_args": " (vllm_xargs)",
-}
+# Parameters that must stay unset. The others of vLLM's SamplingParams are the core's (`to_core`),
+# custom logits processors' (extra_args), or act in vLLM itself: stop strings and ids, max_tokens,
+# ignore_eos, n, detokenisation, repetition detection.
+UNSUPPORTED = ("trace_decode_token_ids",)
 
-_NEUTRAL = SamplingParams()
 _MAX_INT32 = 2**31 - 1
 
 
 def refuse_unsupported(params: SamplingParams) -> None:
     """Raise the error that vLLM answers with HTTP 400 when the core cannot obey `params`."""
-    for name, also_known_as in UNSUPPORTED.items():
-        value = getattr(params, name, None)
-        if not _is_neutral(name, value):
+    for name in UNSUPPORTED:
+        if getattr(params, name, None):
             raise VLLMValidationError(
-                f"{name}{also_known_as} is not supported by vLLM Metal yet; leave it out.",
-                parameter=name,
+                f"{name} is not supported by vLLM Metal; leave it out.", parameter=name
             )
     if params.seed is not None and not -(2**63) <= params.seed < 2**63:
         raise VLLMValidationError(
             f"seed must fit in 64 bits with a sign, got {params.seed}.", parameter="seed"
         )
-
-
-def unsupported_defaults(defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Pick the entries of a model's default sampling parameters that the core cannot obey."""
-    for name, value in defaults.items():
-        if name in UNSUPPORTED and not _is_neutral(name, value):
-            yield name, value
 
 
 def to_core(params: SamplingParams) -> "_core.SamplingParams":
@@ -65,12 +39,35 @@ def to_core(params: SamplingParams) -> "_core.SamplingParams":
         temperature=float(params.temperature),
         top_p=float(params.top_p),
         top_k=min(params.top_k, _MAX_INT32),  # any integer is legal in vLLM
+        min_p=float(params.min_p),
         seed=params.seed,
+        presence_penalty=float(params.presence_penalty),
+        frequency_penalty=float(params.frequency_penalty),
+        repetition_penalty=float(params.repetition_penalty),
+        logit_bias=list((params.logit_bias or {}).items()),
+        allowed_token_ids=params.allowed_token_ids or None,
+        bad_words_token_ids=params.bad_words_token_ids or [],
+        min_tokens=min(params.min_tokens, _MAX_INT32),
+        all_stop_token_ids=sorted(params.all_stop_token_ids),
+        has_grammar=params.structured_outputs is not None,
+        thinking_token_budget=_at_most_int32(params.thinking_token_budget),
         num_logprobs=params.logprobs,
+        logprob_token_ids=params.logprob_token_ids or [],
+        num_prompt_logprobs=params.prompt_logprobs,
+        **_prompt_scores(params),
     )
 
 
-def _is_neutral(name: str, value: Any) -> bool:
-    if value is None or (isinstance(value, (list, dict)) and not value):
-        return True
-    return isinstance(value, (int, float)) and value == getattr(_NEUTRAL, name)
+def _prompt_scores(params: SamplingParams) -> dict[str, Any]:
+    if params.prompt_logprob_token_ids is None:
+        return {}
+    token_ids = np.asarray(params.prompt_logprob_token_ids)  # a list until it has been sent
+    return {
+        "prompt_logprob_token_ids": token_ids.ravel().tolist(),
+        "prompt_logprob_ids_per_row": token_ids.shape[1],
+        "prompt_logprob_start": params.prompt_logprob_start or 0,
+    }
+
+
+def _at_most_int32(value: int | None) -> int | None:
+    return None if value is None else min(value, _MAX_INT32)

@@ -201,17 +201,6 @@ SETTINGS = (
     Setting("speculative_config", "speculative decoding", "remove --speculative-config"),
     Setting("diffusion_config", "diffusion language models", "remove --diffusion-config"),
     # Sampling and outputs
-    Setting(
-        "model_config.logits_processors",
-        "custom logits processors",
-        "remove --logits-processors",
-    ),
-    Setting(
-        "model_config.logprobs_mode",
-        "this logprobs mode",
-        "leave --logprobs-mode at raw_logprobs",
-        allowed=("raw_logprobs",),
-    ),
     Setting("model_config.return_sampling_mask", "sampling masks", "remove the option"),
     Setting("model_config.use_fp64_gumbel", "sampling in float64", "remove the option"),
     Setting("model_config.enable_trace_replay", "trace replay", "remove --enable-trace-replay"),
@@ -260,7 +249,6 @@ def _shown(value: Any, limit: int = 120) -> str:
 def _model_complaints(model_config: "ModelConfig") -> Iterator[str]:
     yield from _architecture_complaints(model_config)
     yield from _attention_complaints(model_config)
-    yield from _generation_config_complaints(model_config)
 
 
 def _architecture_complaints(model_config: "ModelConfig") -> Iterator[str]:
@@ -299,14 +287,3 @@ def _attention_complaints(model_config: "ModelConfig") -> Iterator[str]:
         getattr(hf_config, "position_embedding_type", None) == "alibi"
     ):
         yield "ALiBi position biases: serve a model with rotary position embedding"
-
-
-def _generation_config_complaints(model_config: "ModelConfig") -> Iterator[str]:
-    """Judge the model's own sampling defaults, which would make every request a bad one."""
-    from vllm_metal.sampling import unsupported_defaults
-
-    for name, value in unsupported_defaults(model_config.get_diff_sampling_param()):
-        yield (
-            f"the default {name}={value} of the model's generation_config.json: start with "
-            "--generation-config vllm, or override it with --override-generation-config"
-        )

@@ -15,7 +15,7 @@ from vllm_metal.model_runner import MetalModelRunner
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 logger = log.get_logger(__name__)
 
@@ -87,12 +87,14 @@ class MetalWorker(WorkerBase):
         return ("generate",)
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> "ModelRunnerOutput | None":
-        """Run a step."""
+        """Launch a step."""
         return self._runner.execute_model(scheduler_output)
 
-    def sample_tokens(self, grammar_output: "GrammarOutput | None") -> "ModelRunnerOutput | None":
-        """Return the tokens of the step. Grammars are refused with their requests."""
-        return self._runner.sample_tokens()
+    def sample_tokens(
+        self, grammar_output: "GrammarOutput | None"
+    ) -> "ModelRunnerOutput | AsyncModelRunnerOutput":
+        """Have the tokens of the launched step drawn, within the grammars of its requests."""
+        return self._runner.sample_tokens(grammar_output)
 
     def take_draft_token_ids(self) -> None:
         """Return None: there is no speculative decoding."""
@@ -105,7 +107,7 @@ class MetalWorker(WorkerBase):
         assert self._runner is not None
 
     def synchronize_device(self) -> None:
-        """Do nothing: when a step returns, its work is done."""
+        """Do nothing: whoever reads the output of a step waits for it."""
 
     def reset_encoder_cache(self) -> None:
         """Do nothing: there is no encoder."""

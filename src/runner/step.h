@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "sampling/prompt_logprobs.h"
 #include "sampling/sampler.h"
 #include "sampling/sampling_params.h"
 
@@ -33,17 +36,45 @@ struct ScheduledRequest {
 struct StepInput {
   std::vector<std::string> finished;     // forgotten first: their ids may be used again
   std::vector<NewRequest> new_requests;  // replace what is known under their id
+  std::vector<NewRequest> sessions;      // more input for requests that keep their cache
   std::vector<RequestUpdate> updates;
   std::vector<std::string> preempted;  // keep their state, lose their cache
   std::vector<ScheduledRequest> scheduled;
 };
 
+// What the tokens of a launched step are drawn by, besides the requests' own parameters.
+struct DrawInput {
+  struct GivenToken {
+    size_t scheduled_index;  // which of StepInput::scheduled
+    int32_t token_id;
+  };
+  // Requests with a grammar, and the tokens it allows: [grammar_ids, ceil(vocab_size / 32)] words,
+  // lowest bits first.
+  std::vector<std::string> grammar_ids;
+  std::vector<int32_t> bitmask;
+  std::vector<GivenToken> given;  // drawn by the caller
+};
+
 struct StepOutput {
+  struct PromptScores {
+    size_t scheduled_index;
+    std::shared_ptr<const PromptLogprobs> scores;
+  };
   // One entry a scheduled request, in their order: the token drawn, or kNoToken where the step
   // ended before the last known token, or SampleOutput::kFailed.
   static constexpr int32_t kNoToken = -2;
   std::vector<int32_t> token_ids;
   Logprobs logprobs;  // one row an entry other than kNoToken, in order; width 0 when nobody asked
+  std::vector<PromptScores> prompt_logprobs;  // of prompts that this step completed
+  // Where the time went: nothing to compute between the step before and the launch of this one,
+  // then the logits, then the tokens.
+  double idle_ms = 0;
+  double forward_ms = 0;
+  double sampling_ms = 0;
 };
+
+// The output of a step that may still be computing; get() waits for it and throws what went wrong
+// in drawing.
+using PendingOutput = std::shared_future<std::shared_ptr<StepOutput>>;
 
 }  // namespace vllm_metal

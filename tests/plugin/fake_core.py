@@ -8,7 +8,7 @@ predict every output, whatever the batches, the chunks and the preemptions were.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -93,8 +93,24 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: list = field(default_factory=list)
+    allowed_token_ids: list[int] | None = None
+    bad_words_token_ids: list = field(default_factory=list)
+    min_tokens: int = 0
+    all_stop_token_ids: list[int] = field(default_factory=list)
+    has_grammar: bool = False
+    thinking_token_budget: int | None = None
     num_logprobs: int | None = None
+    logprob_token_ids: list[int] = field(default_factory=list)
+    num_prompt_logprobs: int | None = None
+    prompt_logprob_token_ids: list[int] = field(default_factory=list)
+    prompt_logprob_ids_per_row: int = 0
+    prompt_logprob_start: int = 0
 
 
 @dataclass
@@ -102,6 +118,15 @@ class StepOutput:
     token_ids: list[list[int]]
     failed: list[int]
     logprobs: tuple | None = None
+    prompt_logprobs: list[tuple] = field(default_factory=list)
+
+
+@dataclass
+class PendingOutput:
+    output: StepOutput
+
+    def wait(self):
+        return self.output
 
 
 @dataclass
@@ -129,8 +154,9 @@ class ModelRunner:
     vocab_size = VOCAB_SIZE
     weight_bytes = 1 << 20
 
-    def __init__(self, model_dir, config_json, dtype, *, progress=None):
+    def __init__(self, model_dir, config_json, dtype, *, progress=None, **sampler):
         self.model_dir, self.config_json, self.dtype = model_dir, config_json, dtype
+        self.sampler = sampler
         self.requests = {}
         self.counts = Counts()
         progress(self.weight_bytes, self.weight_bytes)
@@ -141,7 +167,9 @@ class ModelRunner:
         assert num_tokens % block_size == 0
         self.capacity, self.block_size = num_tokens, block_size
 
-    def step(self, *, finished, preempted, new_requests, updates, scheduled):
+    def launch(
+        self, *, finished=(), preempted=(), new_requests=(), sessions=(), updates=(), scheduled=()
+    ):
         for request_id in finished:
             self.requests.pop(request_id, None)
         for request_id in preempted:
@@ -150,16 +178,28 @@ class ModelRunner:
         for request_id, tokens, num_output, params in new_requests:
             assert isinstance(params, SamplingParams)
             self.requests[request_id] = Request(list(tokens), num_output, params)
+        for request_id, tokens, num_output, params in sessions:
+            computed = self.requests[request_id].num_computed
+            assert self.requests[request_id].tokens[:computed] == tokens[:computed]
+            self.requests[request_id] = Request(list(tokens), num_output, params, computed)
         for request_id, tokens in updates:
             assert self.requests[request_id].tokens == tokens
-        output = StepOutput([], [])
-        for row, (request_id, num_computed, num_scheduled) in enumerate(scheduled):
+        for request_id, num_computed, num_scheduled in scheduled:
             self._compute(self.requests[request_id], num_computed, num_scheduled)
-            self._sample(self.requests[request_id], row, output)
         self._check_capacity()
-        self._count(scheduled, output)
-        output.logprobs = self._logprobs(scheduled, output)
-        return output
+        self._scheduled = scheduled
+
+    def draw(self, *, grammar_ids=(), bitmask=None, given=()):
+        output = StepOutput([], [])
+        for row, (request_id, *_) in enumerate(self._scheduled):
+            self._sample(self.requests[request_id], row, output)
+        self._count(self._scheduled, output)
+        output.logprobs = self._logprobs(self._scheduled, output)
+        return PendingOutput(output)
+
+    def step(self, **arguments):
+        self.launch(**arguments)
+        return self.draw().wait()
 
     def _compute(self, request, num_computed, num_scheduled):
         assert num_computed == request.num_computed, "a position is skipped or computed twice"
@@ -173,6 +213,7 @@ class ModelRunner:
             return
         if request.tokens[-1] == NAN_TOKEN:
             output.failed.append(row)
+            request.tokens.append(NAN_TOKEN)  # a step may be launched before anyone hears of it
             return
         request.tokens.append(next_token(request.tokens))
         request.num_output += 1

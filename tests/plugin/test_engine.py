@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 
 from tests.plugin import fake_core as model
 from tests.plugin.fake_core import NAN_TOKEN
+from tests.plugin.tiny_model import EOS
 
 # Room for 39 blocks (block 0 is vLLM's own) of 16 tokens: the requests below fight for it.
 SMALL_CACHE = {
@@ -69,6 +70,7 @@ def check_under_pressure(llm, num_requests=40):
 
 
 def test_exact_under_pressure(small_engine):
+    assert small_engine.llm_engine.vllm_config.scheduler_config.async_scheduling
     check_under_pressure(small_engine)
 
 
@@ -120,8 +122,8 @@ def _free_blocks(llm):
 
 
 def test_a_refused_request_leaves_the_engine_working(small_engine):
-    with pytest.raises(VLLMValidationError, match="min_p is not supported"):
-        small_engine.generate("w3 w4", SamplingParams(min_p=0.1), use_tqdm=False)
+    with pytest.raises(VLLMValidationError, match="seed must fit"):
+        small_engine.generate("w3 w4", SamplingParams(seed=2**63), use_tqdm=False)
     (output,) = small_engine.generate(
         "w3 w4", SamplingParams(max_tokens=3, temperature=0.0), use_tqdm=False
     )
@@ -145,7 +147,12 @@ def test_sampling_parameters_reach_the_core(small_engine, monkeypatch):
     )
     assert [params.seed for params in seen] == [11, 12]
     assert seen[0] == model.SamplingParams(
-        temperature=0.5, top_p=0.75, top_k=5, seed=11, num_logprobs=2
+        temperature=0.5,
+        top_p=0.75,
+        top_k=5,
+        seed=11,
+        num_logprobs=2,
+        all_stop_token_ids=[EOS],
     )
 
 
@@ -158,11 +165,16 @@ def test_the_core_is_told_what_the_engine_settled(engines, fake_core):
     assert (runner.capacity, runner.block_size) == (1 << 12, 16)
 
 
-def test_exact_in_the_second_dialect(engines, monkeypatch):
+def test_exact_with_synchronous_scheduling(engines):
+    check_under_pressure(engines(**SMALL_CACHE, async_scheduling=False))
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_exact_in_the_second_dialect(engines, monkeypatch, async_scheduling):
     """Where Triton has a driver, vLLM's scheduler resumes requests as new ones."""
     import vllm.config.vllm
 
     monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", True)
-    llm = engines(**SMALL_CACHE)
+    llm = engines(**SMALL_CACHE, async_scheduling=async_scheduling)
     assert llm.llm_engine.vllm_config.use_v2_model_runner
     check_under_pressure(llm)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import LogprobsLists
+from vllm_metal.torch_bridge import TorchDraw
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -66,6 +68,7 @@ def test_new_and_running_requests_keep_the_order_of_the_schedule(runner, fake_co
         "finished": ["z"],
         "preempted": [],
         "new_requests": [("a", [5, 6, 7], 0, params), ("c", [8, 9, 10], 0, params)],
+        "sessions": [],
         "updates": [],
         "scheduled": [("b", 11, 1), ("a", 0, 3), ("c", 0, 2)],
     }
@@ -104,19 +107,23 @@ def test_resumed_request_of_the_second_dialect(runner, fake_core):
     assert step["new_requests"] == [("a", [1, 2, 3, 4, 5], 3, params)]
 
 
-def test_more_input_for_a_session_keeps_what_is_computed(runner):
+def test_more_input_for_a_session_keeps_what_is_computed(runner, fake_core):
     step = runner.step_arguments(
         scheduler_output({"a": 2}, new=[new_request("a", [1, 2, 3, 4, 5], num_computed_tokens=3)])
     )
     assert step["new_requests"] == []
-    assert step["updates"] == [("a", [1, 2, 3, 4, 5])]
+    params = fake_core.SamplingParams(temperature=0.0)
+    assert step["sessions"] == [("a", [1, 2, 3, 4, 5], 0, params)]
+    assert step["updates"] == []
     assert step["scheduled"] == [("a", 3, 2)]
 
 
 def test_output(runner, fake_core):
     logprobs = (np.zeros((1, 3), np.int32), np.ones((1, 3), np.float32), np.ones(1), [0, 0, 1, 1])
     output = runner.model_runner_output(
-        ["a", "b", "c"], fake_core.StepOutput([[], [7], []], failed=[2], logprobs=logprobs)
+        ["a", "b", "c"],
+        fake_core.StepOutput([[], [7], []], failed=[2], logprobs=logprobs),
+        TorchDraw(),
     )
     assert output.req_ids == ["a", "b", "c"]
     assert output.req_id_to_index == {"a": 0, "b": 1, "c": 2}
@@ -126,7 +133,44 @@ def test_output(runner, fake_core):
     assert row.logprobs.tolist() == [[1.0, 1.0, 1.0]]
 
 
+def test_scores_of_prompts(runner, fake_core):
+    most_likely = (
+        np.array([[4, 6]], np.int32),
+        np.array([[-1.5, -0.5]], np.float32),
+        np.array([2], np.int32),
+    )
+    scores = np.array([[-3.0]], np.float32)
+    prompts = [(1, most_likely, None), (0, None, scores)]
+    output = runner.model_runner_output(
+        ["a", "b"],
+        fake_core.StepOutput([[7], [8]], failed=[], prompt_logprobs=prompts),
+        TorchDraw(),
+    )
+    assert list(output.prompt_logprobs_dict) == ["b"]
+    tensors = output.prompt_logprobs_dict["b"]
+    assert tensors.logprob_token_ids.tolist() == [[4, 6]]
+    assert tensors.logprobs.tolist() == [[-1.5, -0.5]]
+    assert tensors.selected_token_ranks.tolist() == [2]
+    assert output.prompt_token_id_logprobs_dict["a"].tolist() == [[-3.0]]
+
+
 def test_output_without_logprobs_and_failures(runner, fake_core):
-    output = runner.model_runner_output(["a"], fake_core.StepOutput([[7]], failed=[]))
+    output = runner.model_runner_output(["a"], fake_core.StepOutput([[7]], failed=[]), TorchDraw())
     assert output.logprobs is None
     assert output.num_nans_in_logits is None
+
+
+def test_output_of_rows_that_torch_drew(runner, fake_core):
+    logprobs = (np.zeros((2, 3), np.int32), np.ones((2, 3), np.float32), np.ones(2), [0, 0, 1, 2])
+    drawn = LogprobsLists(np.array([[7, 8]]), np.array([[-0.5, -1.5]]), np.array([4]))
+    output = runner.model_runner_output(
+        ["a", "b", "c"],
+        fake_core.StepOutput([[], [7], [9]], failed=[], logprobs=logprobs),
+        TorchDraw(given=[(1, 7)], failed=[2], rows=[0], logprobs=drawn),
+    )
+    assert output.sampled_token_ids == [[], [7], []]
+    assert output.num_nans_in_logits == {"c": 1}
+    row = output.logprobs.slice_request(1, 1)
+    assert row.logprobs.tolist() == [[-0.5, -1.5, 1.0]]
+    assert row.logprob_token_ids.tolist() == [[7, 8, 0]]
+    assert row.sampled_token_ranks.tolist() == [4]

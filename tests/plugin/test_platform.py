@@ -56,7 +56,7 @@ def test_settled_configuration(engine_config):
     assert config.cache_config.block_size == 16
     assert not config.cache_config.enable_prefix_caching
     assert config.scheduler_config.enable_chunked_prefill
-    assert config.scheduler_config.async_scheduling is False
+    assert config.scheduler_config.async_scheduling
     assert config.compilation_config.mode == CompilationMode.NONE
     assert config.compilation_config.cudagraph_mode == CUDAGraphMode.NONE
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
@@ -71,8 +71,8 @@ def test_settling_again_changes_nothing(engine_config):
     assert str(config) == before
 
 
-def test_asynchronous_scheduling_is_turned_off_even_when_asked_for(engine_config):
-    assert engine_config(async_scheduling=True).scheduler_config.async_scheduling is False
+def test_asynchronous_scheduling_can_be_turned_off(engine_config):
+    assert engine_config(async_scheduling=False).scheduler_config.async_scheduling is False
 
 
 def test_batch_defaults_do_not_grow_with_unified_memory(fake_core, tiny_llama, monkeypatch):

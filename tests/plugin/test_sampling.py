@@ -4,7 +4,29 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm_metal import sampling
 
-CORE = {"temperature", "top_p", "top_k", "seed", "logprobs"}
+CORE = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "_bad_words_token_ids",
+    "min_tokens",
+    "_all_stop_token_ids",
+    "structured_outputs",
+    "thinking_token_budget",
+    "logprobs",
+    "logprob_token_ids",
+    "prompt_logprobs",
+    "prompt_logprob_token_ids",
+    "prompt_logprob_start",
+}
 
 # What vLLM's engine and front end do by themselves.
 VLLM = {
@@ -24,32 +46,14 @@ VLLM = {
     "skip_clone",
     "output_text_buffer_length",
     "_eos_token_id",
-    "_all_stop_token_ids",
     "_watermarking_skipped",
-    "_bad_words_token_ids",  # from bad_words
     "skip_reading_prefix_cache",
     "repetition_detection",
     "routed_experts_prompt_start",  # refused with --enable-return-routed-experts
-    "prompt_logprob_start",  # needs prompt_logprob_token_ids
+    "extra_args",  # for custom logits processors
 }
 
-UNSUPPORTED = {
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "repetition_penalty": 1.1,
-    "min_p": 0.05,
-    "min_tokens": 3,
-    "prompt_logprobs": 0,
-    "prompt_logprob_token_ids": [[1]],
-    "logprob_token_ids": [1, 2],
-    "logit_bias": {7: 1.0},
-    "allowed_token_ids": [4],
-    "bad_words": ["w5"],
-    "structured_outputs": StructuredOutputsParams(regex="a+"),
-    "thinking_token_budget": 0,
-    "trace_decode_token_ids": [1],
-    "extra_args": {"anything": 1},
-}
+UNSUPPORTED = {"trace_decode_token_ids": [1]}
 
 
 def test_every_parameter_of_vllm_has_its_place():
@@ -101,17 +105,53 @@ def test_seed_must_fit_in_64_bits(seed):
 
 
 def test_translation(fake_core):
-    params = SamplingParams(temperature=1, top_p=0.25, top_k=9, seed=12, logprobs=3)
+    params = SamplingParams(
+        temperature=1,
+        top_p=0.25,
+        top_k=9,
+        min_p=0.5,
+        seed=12,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={7: 1.5},
+        allowed_token_ids=[4, 7],
+        min_tokens=3,
+        stop_token_ids=[9, 5],
+        structured_outputs=StructuredOutputsParams(regex="a+"),
+        thinking_token_budget=0,
+        logprobs=3,
+        logprob_token_ids=[1, 2],
+        prompt_logprobs=-1,
+        prompt_logprob_token_ids=[[1, 2], [3, -1]],
+        prompt_logprob_start=1,
+    )
+    params._bad_words_token_ids = [[5, 6]]
     assert sampling.to_core(params) == fake_core.SamplingParams(
-        temperature=1.0, top_p=0.25, top_k=9, seed=12, num_logprobs=3
+        temperature=1.0,
+        top_p=0.25,
+        top_k=9,
+        min_p=0.5,
+        seed=12,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias=[(7, 1.5)],
+        allowed_token_ids=[4, 7],
+        bad_words_token_ids=[[5, 6]],
+        min_tokens=3,
+        all_stop_token_ids=[5, 9],
+        has_grammar=True,
+        thinking_token_budget=0,
+        num_logprobs=3,
+        logprob_token_ids=[1, 2],
+        num_prompt_logprobs=-1,
+        prompt_logprob_token_ids=[1, 2, 3, -1],
+        prompt_logprob_ids_per_row=2,
+        prompt_logprob_start=1,
     )
     assert sampling.to_core(SamplingParams()) == fake_core.SamplingParams()
 
 
 def test_a_top_k_beyond_32_bits_keeps_all_tokens(fake_core):
     assert sampling.to_core(SamplingParams(top_k=10**12)).top_k == 2**31 - 1
-
-
-def test_unsupported_defaults_of_a_model():
-    defaults = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "min_p": 0.0}
-    assert list(sampling.unsupported_defaults(defaults)) == [("repetition_penalty", 1.05)]

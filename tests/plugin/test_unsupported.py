@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -30,8 +29,6 @@ REFUSED_ARGUMENTS = [
     ({"offload_group_size": 2}, "prefetching CPU offload"),
     ({"kv_offloading_size": 1.0}, "offload of the KV cache"),
     ({"kv_cache_dtype": "fp8"}, "KV cache dtype .*'fp8'"),
-    ({"logits_processors": ["a.module:Class"]}, "custom logits processors"),
-    ({"logprobs_mode": "processed_logprobs"}, "logprobs mode .*'processed_logprobs'"),
     ({"load_format": "dummy"}, "load format .*'dummy'"),
     ({"model_impl": "transformers"}, "another implementation of the model"),
     ({"attention_backend": "FLASH_ATTN"}, "choice of attention backend"),
@@ -83,9 +80,9 @@ def test_each_setting_is_refused_with_advice(accepted_config, setting):
 
 def test_all_complaints_are_raised_together(engine_config):
     with pytest.raises(ValueError, match="LoRA") as error:
-        engine_config(enable_lora=True, enable_prompt_embeds=True, logprobs_mode="raw_logits")
+        engine_config(enable_lora=True, enable_prompt_embeds=True, load_format="dummy")
     assert "prompt embeddings" in str(error.value)
-    assert "logprobs mode" in str(error.value)
+    assert "load format" in str(error.value)
 
 
 # Models
@@ -144,18 +141,3 @@ def test_mlx_quantisation_is_accepted(engine_config, tiny_llama, tmp_path):
         quantization_config=quantization,
     )
     assert engine_config(model=str(model)).model_config.quantization is None
-
-
-def test_sampling_defaults_that_would_fail_every_request(engine_config, tiny_llama, tmp_path):
-    model = copy_with_config(tiny_llama, tmp_path / "model")
-    (model / "generation_config.json").unlink()
-    (model / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": 1, "temperature": 0.6, "repetition_penalty": 1.1})
-    )
-    with pytest.raises(
-        ValueError, match=r"repetition_penalty=1\.1 .*--generation-config vllm"
-    ) as error:
-        engine_config(model=str(model))
-    assert "temperature" not in str(error.value)
-    engine_config(model=str(model), generation_config="vllm")
-    engine_config(model=str(model), override_generation_config={"repetition_penalty": 1.0})
