@@ -175,11 +175,13 @@ nb::object logits(ModelRunner& runner) {
   return view_of(*rows);
 }
 
-nb::object last_logits(const ModelRunner& runner) {
-  if (!runner.last_logits()) return nb::none();
-  mx::array rows = mx::contiguous(*runner.last_logits());
-  rows.eval();
-  return view_of(rows);
+nb::object last_logits(ModelRunner& runner) {
+  std::optional<mx::array> rows;
+  {
+    nb::gil_scoped_release release;
+    rows = runner.last_logits();
+  }
+  return rows ? view_of(*rows) : nb::none();
 }
 
 void bind_step_output(nb::module_& module) {

@@ -2,7 +2,6 @@
 #include "runner/draw_tokens.h"
 
 #include <algorithm>
-#include <exception>
 #include <utility>
 
 #include "common/mlx_buffer.h"
@@ -112,8 +111,13 @@ void DrawTask::run(const float* logits, int64_t stride, std::span<int32_t> token
     *last_drawn = end;
     done.set_value(output);
   } catch (...) {
-    done.set_exception(std::current_exception());
+    fail(std::current_exception());
   }
+}
+
+void DrawTask::fail(std::exception_ptr error) {
+  *last_drawn = Clock::now();
+  done.set_exception(std::move(error));
 }
 
 mx::array draw_tokens(const mx::array& logits, std::vector<mx::array> after,

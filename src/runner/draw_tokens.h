@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <future>
 #include <memory>
 #include <optional>
@@ -39,6 +40,8 @@ struct DrawTask {
   // Draws, keeps the promise, and writes the tokens, 0 where there is none, into `tokens`.
   //   logits  float32, `rows` rows of vocab_size that start `stride` elements apart
   void run(const float* logits, int64_t stride, std::span<int32_t> tokens);
+  // Hands an error over instead.
+  void fail(std::exception_ptr error);
 };
 
 // The last node of a step. It runs on the CPU, on the thread of MLX's CPU stream, once the logits

@@ -61,7 +61,8 @@ InputBatch::State InputBatch::with_tokens(const RequestState& request,
   return state;
 }
 
-void InputBatch::update(const StepInput& input, ContiguousKVCache& cache) {
+std::vector<ContiguousKVCache::RequestKey> InputBatch::update(const StepInput& input) {
+  std::vector<ContiguousKVCache::RequestKey> released;
   std::vector<State> added, continued;
   for (const auto& request : input.new_requests) added.push_back(make_state(request));
   for (const auto& request : input.sessions) {
@@ -71,13 +72,13 @@ void InputBatch::update(const StepInput& input, ContiguousKVCache& cache) {
   auto forget = [&](const std::string& id) {
     auto found = requests_.find(id);
     if (found == requests_.end()) return;  // the scheduler may name requests that never ran
-    cache.release(found->second->key);
+    released.push_back(found->second->key);
     requests_.erase(found);
   };
   for (const auto& id : input.finished) forget(id);
   for (const auto& id : input.preempted)
     if (auto found = requests_.find(id); found != requests_.end())
-      cache.release(found->second->key);
+      released.push_back(found->second->key);
   for (size_t i = 0; i < added.size(); ++i) {
     forget(input.new_requests[i].id);
     added[i]->key = next_key_++;
@@ -87,10 +88,12 @@ void InputBatch::update(const StepInput& input, ContiguousKVCache& cache) {
     requests_[input.sessions[i].id] = std::move(continued[i]);
   for (const auto& update : input.updates)
     requests_[update.id] = with_tokens(*find(update.id), update.token_ids);
+  return released;
 }
 
-PackedStep InputBatch::pack(const StepInput& input) {
-  PackedStep step;
+Batch InputBatch::pack(const StepInput& input) const {
+  Batch batch{std::make_shared<PackedStep>(), {}};
+  PackedStep& step = *batch.step;
   step.query_starts.push_back(0);
   for (size_t i = 0; i < input.scheduled.size(); ++i) {
     const auto& scheduled = input.scheduled[i];
@@ -110,17 +113,16 @@ PackedStep InputBatch::pack(const StepInput& input) {
       step.token_ids.push_back(token == RequestState::kPending ? 0 : token);
       step.positions.push_back(position);
     }
-    step.ids.push_back(scheduled.id);
-    step.requests.push_back(request);
+    step.keys.push_back(request->key);
     step.query_starts.push_back(static_cast<int32_t>(step.token_ids.size()));
     step.context_lens.push_back(end);
     step.request_lens.push_back(known);
     if (end == known) {
       step.sample_rows.push_back(step.query_starts.back() - 1);
-      step.samples.push_back({i, request});
+      batch.samples.push_back({i, request});
     }
   }
-  return step;
+  return batch;
 }
 
 }  // namespace vllm_metal

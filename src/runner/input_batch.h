@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cache/contiguous_kv_cache.h"
+#include "runner/packed_step.h"
 #include "runner/step.h"
 
 namespace vllm_metal {
@@ -29,34 +30,16 @@ struct RequestState {
   int32_t pending_row = 0;  // of a pending last token among those its step draws
 };
 
-// One step's batch, packed: requests one after the other in the order scheduled.
-struct PackedStep {
-  struct PendingToken {
-    size_t index;  // among token_ids, which holds 0 there
-    int32_t row;   // of the tokens that the step before draws
-  };
-  struct Sample {
-    size_t scheduled_index;  // which of StepInput::scheduled
-    std::shared_ptr<RequestState> request;
-  };
-  // Rows of a prompt whose logits score its tokens.
-  struct PromptRows {
-    std::shared_ptr<PromptLogprobs> scores;
-    int32_t first_row;  // among the step's tokens
-    int32_t first_position;
-    int32_t count;
-  };
-  std::vector<std::string> ids;                         // [num_requests]
-  std::vector<std::shared_ptr<RequestState>> requests;  // [num_requests]
-  std::vector<int32_t> token_ids;                       // [num_tokens]
-  std::vector<PendingToken> pending;
-  std::vector<int32_t> positions;     // [num_tokens]
-  std::vector<int32_t> query_starts;  // [num_requests + 1]
-  std::vector<int32_t> context_lens;  // [num_requests]
-  std::vector<int32_t> request_lens;  // [num_requests] known tokens
-  std::vector<int32_t> sample_rows;   // [num_samples] row of each request's last token
-  std::vector<Sample> samples;        // [num_samples]
-  std::vector<PromptRows> prompt_rows;
+// A row of logits that a step draws from.
+struct Sample {
+  size_t scheduled_index;  // which of StepInput::scheduled
+  std::shared_ptr<RequestState> request;
+};
+
+// A step's batch: what the device computes, and whose tokens it draws.
+struct Batch {
+  std::shared_ptr<PackedStep> step;
+  std::vector<Sample> samples;  // [num_samples], rows of PackedStep::sample_rows
 };
 
 // All live requests. Turns what the scheduler says into packed steps.
@@ -65,13 +48,12 @@ class InputBatch {
   explicit InputBatch(const SamplerConfig& config)
       : config_(config), random_(std::random_device{}()) {}
 
-  // Forgets, adds and updates requests; frees the cache of those that lost theirs. Checks before
-  // it changes: throws std::invalid_argument for an unknown request, an empty one or parameters
-  // that do not fit the model.
-  void update(const StepInput& input, ContiguousKVCache& cache);
+  // Forgets, adds and updates requests. Returns whose cache is free. Throws std::invalid_argument
+  // for an unknown request, an empty one or parameters that do not fit the model.
+  std::vector<ContiguousKVCache::RequestKey> update(const StepInput& input);
 
   // Throws std::invalid_argument when a request is unknown or its tokens do not reach that far.
-  PackedStep pack(const StepInput& input);
+  Batch pack(const StepInput& input) const;
 
   size_t size() const { return requests_.size(); }
 

@@ -57,138 +57,63 @@ void log_step(size_t num_requests, size_t num_tokens, size_t num_sampled,
            mx::get_peak_memory() >> 20, " MiB peak"));
 }
 
-mx::array int32_array(const std::vector<int32_t>& values) {
-  return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
-}
-
 }  // namespace
 
 ModelRunner::ModelRunner(ModelRunnerOptions options)
     : config_(ModelConfig::from_json(std::move(options.config))),
       sampler_config_(with_vocab_size(std::move(options.sampler), config_.vocab_size)),
-      batch_(*sampler_config_) {
-  const size_t before = mx::get_active_memory();
-  model_ = load_model(options.model_dir, config_, options.dtype, std::move(options.progress));
-  weight_bytes_ = mx::get_active_memory() - before;
-}
-
-ModelRunner::~ModelRunner() {
-  for (const auto& step : in_flight_) step.output.wait();
-}
+      executor_(options.model_dir, config_, options.dtype, std::move(options.progress)),
+      batch_(*sampler_config_) {}
 
 void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size) {
-  cache_.emplace(model_->kv_cache_spec(), num_tokens, block_size);
-}
-
-BatchLayout ModelRunner::make_layout(const PackedStep& step) {
-  // All room first: making it for one request can move another.
-  for (size_t i = 0; i < step.requests.size(); ++i)
-    cache_->reserve(step.requests[i]->key, step.context_lens[i]);
-  std::vector<int32_t> first_rows, slot_mapping;
-  first_rows.reserve(step.requests.size());
-  slot_mapping.reserve(step.token_ids.size());
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    first_rows.push_back(cache_->first_row(step.requests[i]->key));
-    for (int32_t token = step.query_starts[i]; token < step.query_starts[i + 1]; ++token)
-      slot_mapping.push_back(first_rows.back() + step.positions[static_cast<size_t>(token)]);
-  }
-  return BatchLayout(step.query_starts, step.context_lens, std::move(slot_mapping),
-                     std::move(first_rows), 0);
-}
-
-mx::array ModelRunner::input_ids(const PackedStep& step) const {
-  if (step.pending.empty()) return int32_array(step.token_ids);
-  const size_t num_tokens = step.token_ids.size();
-  std::vector<int32_t> rows(num_tokens, 0);
-  std::vector<uint8_t> is_pending(num_tokens, 0);
-  bool in_order = step.pending.size() == num_tokens && last_tokens_->size() == num_tokens;
-  for (const auto& token : step.pending) {
-    rows[token.index] = token.row;
-    is_pending[token.index] = 1;
-    in_order = in_order && token.row == static_cast<int32_t>(token.index);
-  }
-  if (in_order) return *last_tokens_;  // the same requests as in the step before
-  const mx::array drawn = mx::take(*last_tokens_, int32_array(rows), 0);
-  if (step.pending.size() == num_tokens) return drawn;
-  const mx::array mask(is_pending.begin(), {static_cast<int>(num_tokens)}, mx::bool_);
-  return mx::where(mask, drawn, int32_array(step.token_ids));
-}
-
-mx::array ModelRunner::logits_of_rows(const mx::array& hidden,
-                                      const std::vector<int32_t>& rows) const {
-  const bool all = rows.size() == static_cast<size_t>(hidden.shape(0));
-  const mx::array picked = all ? hidden : mx::take(hidden, int32_array(rows), 0);
-  return mx::astype(model_->logits(picked), mx::float32);
-}
-
-void ModelRunner::score_prompts(const mx::array& hidden, Launched& launched) const {
-  constexpr int32_t kMaxRows = 64;  // whose logits exist at a time
-  for (const auto& prompt : launched.step.prompt_rows) {
-    for (int32_t begin = 0; begin < prompt.count; begin += kMaxRows) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(kMaxRows, prompt.count - begin)));
-      std::iota(rows.begin(), rows.end(), prompt.first_row + begin);
-      launched.nodes.push_back(
-          score_prompt(logits_of_rows(hidden, rows), prompt.scores, prompt.first_position + begin));
-    }
-  }
-}
-
-void ModelRunner::launch_forward(PackedStep step) {
-  const auto start = DrawTask::Clock::now();
-  const BatchLayout layout = make_layout(step);
-  ForwardContext context{layout, step.positions, step.request_lens, *cache_};
-  const mx::array hidden = model_->forward(input_ids(step), context);
-  // A step of unfinished prefill chunks still fills the cache.
-  Launched launched{std::move(step), hidden, {}, start};
-  if (!launched.step.samples.empty())
-    launched.logits = logits_of_rows(hidden, launched.step.sample_rows);
-  score_prompts(hidden, launched);
-  std::vector<mx::array> outputs = launched.nodes;
-  outputs.push_back(launched.logits);
-  if (count_nodes_) last_step_nodes_ = graph_size(outputs);
-  mx::async_eval(outputs);
-  if (keep_logits_ && !launched.step.samples.empty()) last_logits_ = launched.logits;
-  launched_ = std::move(launched);
+  executor_.initialize_kv_cache(num_tokens, block_size);
+  has_kv_cache_ = true;
 }
 
 void ModelRunner::launch(const StepInput& input) {
-  if (!cache_)
+  if (!has_kv_cache_)
     throw std::invalid_argument("[runner] initialize_kv_cache must be called before a step.");
   launched_.reset();
   collect(1);
-  const size_t held = cache_->nbytes();
-  batch_.update(input, *cache_);
-  if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
-  num_scheduled_ = input.scheduled.size();
-  if (!input.scheduled.empty()) launch_forward(batch_.pack(input));
+  auto released = batch_.update(input);
+  if (input.scheduled.empty()) {
+    executor_.launch(std::move(released), nullptr);
+    return;
+  }
+  Launched launched{{}, {}, DrawTask::Clock::now()};
+  try {
+    launched.batch = batch_.pack(input);
+  } catch (...) {
+    executor_.launch(std::move(released), nullptr);
+    throw;
+  }
+  for (const auto& scheduled : input.scheduled) launched.ids.push_back(scheduled.id);
+  executor_.launch(std::move(released), launched.batch.step);
+  launched_ = std::move(launched);
 }
 
 mx::array ModelRunner::logits() {
-  if (!launched_ || launched_->step.samples.empty())
-    throw std::invalid_argument("[runner] no launched step draws tokens.");
-  mx::array logits = mx::contiguous(launched_->logits);
-  logits.eval();
-  return logits;
+  if (!launched_) throw std::invalid_argument("[runner] no step is launched.");
+  return executor_.logits();
 }
 
 std::vector<size_t> ModelRunner::sampled_indices() const {
   std::vector<size_t> indices;
   if (!launched_) return indices;
-  for (const auto& sample : launched_->step.samples) indices.push_back(sample.scheduled_index);
+  for (const auto& sample : launched_->batch.samples) indices.push_back(sample.scheduled_index);
   return indices;
 }
 
 std::shared_ptr<DrawTask> ModelRunner::make_task(const Launched& launched,
                                                  const DrawInput& input) const {
-  const PackedStep& step = launched.step;
   auto task = std::make_shared<DrawTask>();
   task->config = sampler_config_;
   task->launched = launched.start;
   task->last_drawn = last_drawn_;
   task->output = std::make_shared<StepOutput>();
-  task->output->token_ids.assign(num_scheduled_, StepOutput::kNoToken);
+  task->output->token_ids.assign(launched.ids.size(), StepOutput::kNoToken);
   std::unordered_map<size_t, size_t> row_of;  // by scheduled index
-  for (const auto& sample : step.samples) {
+  for (const auto& sample : launched.batch.samples) {
     row_of[sample.scheduled_index] = task->rows.size();
     task->rows.push_back({sample.scheduled_index, sample.request->sampling, std::nullopt});
     if (sample.request->prompt_logprobs != nullptr)
@@ -210,7 +135,7 @@ std::shared_ptr<DrawTask> ModelRunner::make_task(const Launched& launched,
                                      input.bitmask.size(), "."));
   for (size_t i = 0; i < input.grammar_ids.size(); ++i) {
     for (auto& row : task->rows)
-      if (step.ids[row.scheduled_index] == input.grammar_ids[i])
+      if (launched.ids[row.scheduled_index] == input.grammar_ids[i])
         row.bitmask_row = static_cast<int32_t>(i);
   }
   task->bitmask = input.bitmask;
@@ -225,13 +150,11 @@ PendingOutput ModelRunner::draw(const DrawInput& input) {
   }
   auto task = make_task(*launched_, input);
   const Launched launched = *std::exchange(launched_, std::nullopt);
-  InFlight in_flight{
-      task->done.get_future().share(), {}, num_scheduled_, launched.step.token_ids.size()};
-  const mx::array tokens = draw_tokens(launched.logits, launched.nodes, task);
-  mx::async_eval({tokens});
-  last_tokens_ = tokens;
-  for (size_t row = 0; row < launched.step.samples.size(); ++row) {
-    const auto& [scheduled_index, request] = launched.step.samples[row];
+  const PackedStep& step = *launched.batch.step;
+  InFlight in_flight{task->done.get_future().share(), {}, step.keys.size(), step.token_ids.size()};
+  executor_.draw(std::move(task));
+  for (size_t row = 0; row < launched.batch.samples.size(); ++row) {
+    const auto& [scheduled_index, request] = launched.batch.samples[row];
     in_flight.tokens.push_back({request, request->token_ids.size(), scheduled_index});
     request->token_ids.push_back(RequestState::kPending);
     request->pending_row = static_cast<int32_t>(row);

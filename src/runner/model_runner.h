@@ -7,10 +7,10 @@
 #include <optional>
 #include <string>
 
-#include "models/model.h"
 #include "runner/draw_tokens.h"
 #include "runner/input_batch.h"
 #include "runner/step.h"
+#include "runner/step_executor.h"
 
 namespace vllm_metal {
 
@@ -36,47 +36,44 @@ class ModelRunner {
  public:
   // Loads the model onto MLX's default device. Throws as load_model does.
   explicit ModelRunner(ModelRunnerOptions options);
-  ~ModelRunner();  // waits for the steps under way
-
   // Must be called once before the first step. `num_tokens` is what the scheduler may keep in the
   // cache, in blocks of `block_size`.
   void initialize_kv_cache(int64_t num_tokens, int block_size);
 
-  // Starts the forward pass of a step; a launched step that was not drawn is dropped. Throws
-  // std::invalid_argument for input that contradicts itself, std::runtime_error when memory
-  // lacks. The runner can go on after both.
+  // Starts the forward pass of a step and returns at once; a launched step that was not drawn is
+  // dropped. Throws std::invalid_argument for input that contradicts itself; the runner can go on.
+  // What goes wrong later, lack of memory say, is thrown by the output.
   void launch(const StepInput& input);
   // Logits of the rows that the launched step draws from, float32 [num_rows, vocab_size], waiting
   // for them; row i belongs to scheduled request sampled_indices()[i].
   mx::array logits();
   std::vector<size_t> sampled_indices() const;
-  // Has the tokens of the launched step drawn. Throws std::invalid_argument for a grammar or a
-  // token of a request that is not drawn.
+  // Has the tokens of the launched step drawn, and returns at once. Throws std::invalid_argument
+  // for a bitmask of another size or a token of a request that is not drawn.
   PendingOutput draw(const DrawInput& input = {});
   // All of it, waiting for the output.
   StepOutput step(const StepInput& input);
+  // Waits for all steps.
+  void synchronize() { executor_.synchronize(); }
 
   const ModelConfig& config() const { return config_; }
-  KVCacheSpec kv_cache_spec() const { return model_->kv_cache_spec(); }
+  KVCacheSpec kv_cache_spec() const { return executor_.kv_cache_spec(); }
   // Memory of the weights, bytes.
-  size_t weight_bytes() const { return weight_bytes_; }
-  size_t kv_cache_bytes() const { return cache_ ? cache_->nbytes() : 0; }
-  // Graph nodes that the last step evaluated; counted only when asked for, since it walks the
-  // graph.
-  void count_nodes(bool enabled) { count_nodes_ = enabled; }
-  size_t last_step_nodes() const { return last_step_nodes_; }
+  size_t weight_bytes() const { return executor_.weight_bytes(); }
+  size_t kv_cache_bytes() { return executor_.kv_cache_bytes(); }
+  // Graph nodes that the last forward pass evaluated, if counted, which takes time.
+  void count_nodes(bool enabled) { executor_.count_nodes(enabled); }
+  size_t last_step_nodes() { return executor_.last_step_nodes(); }
   // Logits of the rows the last step drew from, float32 [num_rows, vocab_size]; kept only when
   // asked for, for comparisons.
-  void keep_logits(bool enabled) { keep_logits_ = enabled; }
-  const std::optional<mx::array>& last_logits() const { return last_logits_; }
+  void keep_logits(bool enabled) { executor_.keep_logits(enabled); }
+  std::optional<mx::array> last_logits() { return executor_.last_logits(); }
 
  private:
   // A launched step, not yet drawn.
   struct Launched {
-    PackedStep step;
-    mx::array logits;              // float32 [num_samples, vocab_size]; without samples the
-                                   // hidden states
-    std::vector<mx::array> nodes;  // others that the step waits for
+    Batch batch;
+    std::vector<std::string> ids;  // [num_scheduled]
     DrawTask::Clock::time_point start;
   };
   // A drawn step whose tokens may not be known yet.
@@ -92,11 +89,6 @@ class ModelRunner {
     size_t num_tokens;
   };
 
-  BatchLayout make_layout(const PackedStep& step);
-  mx::array input_ids(const PackedStep& step) const;
-  void launch_forward(PackedStep step);
-  mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
-  void score_prompts(const mx::array& hidden, Launched& launched) const;
   std::shared_ptr<DrawTask> make_task(const Launched& launched, const DrawInput& input) const;
   // Takes over the tokens of all steps but the last `keep`, waiting for them, and of those that
   // are done.
@@ -105,20 +97,13 @@ class ModelRunner {
 
   ModelConfig config_;
   std::shared_ptr<const SamplerConfig> sampler_config_;
-  std::unique_ptr<Model> model_;
-  size_t weight_bytes_ = 0;
+  StepExecutor executor_;
+  bool has_kv_cache_ = false;
   InputBatch batch_;
-  std::optional<ContiguousKVCache> cache_;
   std::optional<Launched> launched_;
-  size_t num_scheduled_ = 0;  // of the last launch
   std::deque<InFlight> in_flight_;
   std::shared_ptr<DrawTask::Clock::time_point> last_drawn_ =
       std::make_shared<DrawTask::Clock::time_point>(DrawTask::Clock::now());
-  std::optional<mx::array> last_tokens_;  // int32, what the last step of in_flight_ draws
-  bool count_nodes_ = false;
-  size_t last_step_nodes_ = 0;
-  bool keep_logits_ = false;
-  std::optional<mx::array> last_logits_;
 };
 
 }  // namespace vllm_metal

@@ -182,10 +182,10 @@ TEST_F(ModelRunnerTest, IdsMayBeUsedAgain) {
 
 TEST_F(ModelRunnerTest, MemoryComesBackWhenRequestsEnd) {
   generate("warm", prompt(9, 50), 3);
-  mx::synchronize();
+  runner_->synchronize();
   const size_t before = mx::get_active_memory();
   generate("x", prompt(9, 3000), 3);
-  mx::synchronize();
+  runner_->synchronize();
   EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
   EXPECT_LE(mx::get_active_memory(), before + 4096);
 }

@@ -185,12 +185,12 @@ TEST_F(OverlapTest, MemoryIsThatOfOneStepAtATime) {
   const Tokens tokens = prompt(26, 600);
   start({.new_requests = {{"r", tokens, kGreedy}}, .scheduled = {{"r", 0, 600}}}).wait();
   start({.scheduled = {{"r", 600, 1}}}).wait();
-  mx::synchronize();
+  runner_->synchronize();
   const size_t before = mx::get_active_memory();
   std::vector<PendingOutput> outputs;
   for (int i = 1; i < 60; ++i) outputs.push_back(start({.scheduled = {{"r", 600 + i, 1}}}));
   outputs.back().wait();
-  mx::synchronize();
+  runner_->synchronize();
   EXPECT_LE(mx::get_active_memory(), before + 4096);
 }
 

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cache/contiguous_kv_cache.h"
+#include "sampling/prompt_logprobs.h"
+
+namespace vllm_metal {
+
+// One step's batch as the device computes it: requests one after the other in the order scheduled.
+struct PackedStep {
+  struct PendingToken {
+    size_t index;  // among token_ids, which holds 0 there
+    int32_t row;   // of the tokens that the step before draws
+  };
+  // Rows of a prompt whose logits score its tokens.
+  struct PromptRows {
+    std::shared_ptr<PromptLogprobs> scores;
+    int32_t first_row;  // among the step's tokens
+    int32_t first_position;
+    int32_t count;
+  };
+  std::vector<ContiguousKVCache::RequestKey> keys;  // [num_requests]
+  std::vector<int32_t> token_ids;                   // [num_tokens]
+  std::vector<PendingToken> pending;                // those of token_ids not yet known
+  std::vector<int32_t> positions;                   // [num_tokens]
+  std::vector<int32_t> query_starts;                // [num_requests + 1]
+  std::vector<int32_t> context_lens;                // [num_requests]
+  std::vector<int32_t> request_lens;                // [num_requests] known tokens
+  std::vector<int32_t> sample_rows;                 // [num_samples] row of a request's last token
+  std::vector<PromptRows> prompt_rows;
+};
+
+}  // namespace vllm_metal

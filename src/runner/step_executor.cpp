@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runner/step_executor.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "models/registry.h"
+#include "runner/graph_size.h"
+
+namespace vllm_metal {
+
+namespace {
+
+mx::array int32_array(const std::vector<int32_t>& values) {
+  return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
+}
+
+// The calling thread's: of the device, and of the CPU, where tokens are drawn.
+void wait_for_streams() {
+  mx::synchronize();
+  mx::synchronize(mx::default_stream(mx::Device::cpu));
+}
+
+}  // namespace
+
+StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
+                           mx::Dtype dtype, LoadProgress progress) {
+  thread_.run([&] {
+    const size_t before = mx::get_active_memory();
+    model_ = load_model(model_dir, config, dtype, std::move(progress));
+    weight_bytes_ = mx::get_active_memory() - before;
+  });
+}
+
+StepExecutor::~StepExecutor() {
+  thread_.run([this] {
+    launched_.reset();
+    last_tokens_.reset();
+    last_logits_.reset();
+    cache_.reset();
+    model_.reset();
+    try {
+      wait_for_streams();
+    } catch (...) {  // of work that nobody waits for any more
+    }
+  });
+}
+
+void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size) {
+  thread_.run([&] { cache_.emplace(model_->kv_cache_spec(), num_tokens, block_size); });
+}
+
+size_t StepExecutor::kv_cache_bytes() {
+  return thread_.run([this] { return cache_ ? cache_->nbytes() : size_t{0}; });
+}
+
+void StepExecutor::launch(std::vector<RequestKey> released,
+                          std::shared_ptr<const PackedStep> step) {
+  thread_.post([this, released = std::move(released), step = std::move(step)] {
+    launched_.reset();
+    launch_error_ = nullptr;
+    try {
+      if (!released.empty()) release(released);
+      if (step != nullptr) launched_ = forward(*step);
+    } catch (...) {
+      launch_error_ = std::current_exception();
+    }
+  });
+}
+
+mx::array StepExecutor::logits() {
+  return thread_.run([this] {
+    if (!launched().has_samples)
+      throw std::invalid_argument("[runner] the launched step draws no tokens.");
+    mx::array logits = mx::contiguous(launched_->logits);
+    logits.eval();
+    return logits;
+  });
+}
+
+void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
+  thread_.post([this, task = std::move(task)] {
+    try {
+      const Launched step = std::move(launched());
+      launched_.reset();
+      last_tokens_ = draw_tokens(step.logits, step.nodes, task);
+      mx::async_eval({*last_tokens_});
+    } catch (...) {
+      task->fail(std::current_exception());
+      last_tokens_ = mx::zeros({std::max(static_cast<int>(task->rows.size()), 1)}, mx::int32);
+    }
+  });
+}
+
+void StepExecutor::synchronize() {
+  thread_.run(wait_for_streams);
+}
+
+void StepExecutor::count_nodes(bool enabled) {
+  thread_.run([&] { count_nodes_ = enabled; });
+}
+
+size_t StepExecutor::last_step_nodes() {
+  return thread_.run([this] { return last_step_nodes_; });
+}
+
+void StepExecutor::keep_logits(bool enabled) {
+  thread_.run([&] { keep_logits_ = enabled; });
+}
+
+std::optional<mx::array> StepExecutor::last_logits() {
+  return thread_.run([this] {
+    if (last_logits_) {
+      last_logits_ = mx::contiguous(*last_logits_);
+      last_logits_->eval();
+    }
+    return last_logits_;
+  });
+}
+
+StepExecutor::Launched& StepExecutor::launched() {
+  if (launch_error_) std::rethrow_exception(launch_error_);
+  if (!launched_) throw std::invalid_argument("[runner] no step is launched.");
+  return *launched_;
+}
+
+void StepExecutor::release(const std::vector<RequestKey>& keys) {
+  const size_t held = cache_->nbytes();
+  for (const RequestKey key : keys) cache_->release(key);
+  if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
+}
+
+StepExecutor::Launched StepExecutor::forward(const PackedStep& step) {
+  const BatchLayout layout = make_layout(step);
+  ForwardContext context{layout, step.positions, step.request_lens, *cache_};
+  const mx::array hidden = model_->forward(input_ids(step), context);
+  const bool has_samples = !step.sample_rows.empty();
+  // A step of unfinished prefill chunks still fills the cache.
+  Launched launched{has_samples ? logits_of_rows(hidden, step.sample_rows) : hidden,
+                    score_prompts(hidden, step), has_samples};
+  std::vector<mx::array> outputs = launched.nodes;
+  outputs.push_back(launched.logits);
+  if (count_nodes_) last_step_nodes_ = graph_size(outputs);
+  mx::async_eval(outputs);
+  if (keep_logits_ && has_samples) last_logits_ = launched.logits;
+  return launched;
+}
+
+BatchLayout StepExecutor::make_layout(const PackedStep& step) {
+  // All room first: making it for one request can move another.
+  const size_t num_requests = step.keys.size();
+  for (size_t i = 0; i < num_requests; ++i) cache_->reserve(step.keys[i], step.context_lens[i]);
+  std::vector<int32_t> first_rows, slot_mapping;
+  first_rows.reserve(num_requests);
+  slot_mapping.reserve(step.token_ids.size());
+  for (size_t i = 0; i < num_requests; ++i) {
+    first_rows.push_back(cache_->first_row(step.keys[i]));
+    for (int32_t token = step.query_starts[i]; token < step.query_starts[i + 1]; ++token)
+      slot_mapping.push_back(first_rows.back() + step.positions[static_cast<size_t>(token)]);
+  }
+  return BatchLayout(step.query_starts, step.context_lens, std::move(slot_mapping),
+                     std::move(first_rows), 0);
+}
+
+mx::array StepExecutor::input_ids(const PackedStep& step) const {
+  if (step.pending.empty()) return int32_array(step.token_ids);
+  const size_t num_tokens = step.token_ids.size();
+  std::vector<int32_t> rows(num_tokens, 0);
+  std::vector<uint8_t> is_pending(num_tokens, 0);
+  bool in_order = step.pending.size() == num_tokens && last_tokens_->size() == num_tokens;
+  for (const auto& token : step.pending) {
+    rows[token.index] = token.row;
+    is_pending[token.index] = 1;
+    in_order = in_order && token.row == static_cast<int32_t>(token.index);
+  }
+  if (in_order) return *last_tokens_;  // the same requests as in the step before
+  const mx::array drawn = mx::take(*last_tokens_, int32_array(rows), 0);
+  if (step.pending.size() == num_tokens) return drawn;
+  const mx::array mask(is_pending.begin(), {static_cast<int>(num_tokens)}, mx::bool_);
+  return mx::where(mask, drawn, int32_array(step.token_ids));
+}
+
+mx::array StepExecutor::logits_of_rows(const mx::array& hidden,
+                                       const std::vector<int32_t>& rows) const {
+  const bool all = rows.size() == static_cast<size_t>(hidden.shape(0));
+  const mx::array picked = all ? hidden : mx::take(hidden, int32_array(rows), 0);
+  return mx::astype(model_->logits(picked), mx::float32);
+}
+
+std::vector<mx::array> StepExecutor::score_prompts(const mx::array& hidden,
+                                                   const PackedStep& step) const {
+  constexpr int32_t kMaxRows = 64;  // whose logits exist at a time
+  std::vector<mx::array> nodes;
+  for (const auto& prompt : step.prompt_rows) {
+    for (int32_t begin = 0; begin < prompt.count; begin += kMaxRows) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(kMaxRows, prompt.count - begin)));
+      std::iota(rows.begin(), rows.end(), prompt.first_row + begin);
+      nodes.push_back(
+          score_prompt(logits_of_rows(hidden, rows), prompt.scores, prompt.first_position + begin));
+    }
+  }
+  return nodes;
+}
+
+}  // namespace vllm_metal

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cache/contiguous_kv_cache.h"
+#include "common/task_thread.h"
+#include "models/model.h"
+#include "runner/draw_tokens.h"
+#include "runner/packed_step.h"
+#include "weights/weight_store.h"
+
+namespace vllm_metal {
+
+// The device's side of a runner: model, KV cache and the tokens drawn last. It computes packed
+// steps in the order they are launched, on a thread of its own, since building a graph takes the
+// host a while and MLX makes whoever evaluates wait when much is queued: the caller has the next
+// step to schedule meanwhile. All of MLX is used on that thread; its streams belong to it.
+class StepExecutor {
+ public:
+  using RequestKey = ContiguousKVCache::RequestKey;
+
+  // Loads the model onto MLX's default device. Throws as load_model does.
+  StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config, mx::Dtype dtype,
+               LoadProgress progress);
+  ~StepExecutor();  // waits for what was launched
+
+  KVCacheSpec kv_cache_spec() const { return model_->kv_cache_spec(); }
+  size_t weight_bytes() const { return weight_bytes_; }
+  void initialize_kv_cache(int64_t num_tokens, int block_size);
+  size_t kv_cache_bytes();
+
+  // Gives back the cache of `released`, then starts the forward pass of `step`, if any. Returns at
+  // once; what goes wrong is thrown by logits() and by the output of draw().
+  void launch(std::vector<RequestKey> released, std::shared_ptr<const PackedStep> step);
+  // Logits of the launched step's samples, float32 [num_samples, vocab_size], row contiguous,
+  // waiting for them.
+  mx::array logits();
+  // Has the tokens of the launched step drawn. Returns at once.
+  void draw(std::shared_ptr<DrawTask> task);
+  // Waits for all that was launched and drawn.
+  void synchronize();
+
+  // Graph nodes that the last forward pass evaluated; counted only when asked for, since it walks
+  // the graph.
+  void count_nodes(bool enabled);
+  size_t last_step_nodes();
+  // Logits of the last step that drew, evaluated; kept only when asked for, for comparisons.
+  void keep_logits(bool enabled);
+  std::optional<mx::array> last_logits();
+
+ private:
+  // A step under way that was not drawn yet.
+  struct Launched {
+    mx::array logits;              // [num_samples, vocab_size]; without samples the hidden states
+    std::vector<mx::array> nodes;  // others that the step waits for
+    bool has_samples;
+  };
+
+  void release(const std::vector<RequestKey>& keys);
+  Launched forward(const PackedStep& step);
+  BatchLayout make_layout(const PackedStep& step);
+  mx::array input_ids(const PackedStep& step) const;
+  mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
+  std::vector<mx::array> score_prompts(const mx::array& hidden, const PackedStep& step) const;
+  Launched& launched();
+
+  std::unique_ptr<Model> model_;
+  size_t weight_bytes_ = 0;
+  std::optional<ContiguousKVCache> cache_;
+  std::optional<Launched> launched_;
+  std::exception_ptr launch_error_;
+  std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
+  bool count_nodes_ = false;
+  size_t last_step_nodes_ = 0;
+  bool keep_logits_ = false;
+  std::optional<mx::array> last_logits_;
+  TaskThread thread_;  // last: its tasks use the others
+};
+
+}  // namespace vllm_metal
