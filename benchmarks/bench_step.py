@@ -6,19 +6,21 @@ under way. "async" and "sync" are vLLM's engine core (scheduler, plugin, core) w
 asynchronous scheduling, in this process; the API server is another one and not measured here.
 
   wall      from one step to the next
-  idle      the device has nothing to do: what is not hidden behind its work
+  idle      the device waits for the engine: what is not hidden behind its work
   forward   until the logits are there; sampling: until the tokens are
 
 Parts of wall that the engine's thread spends, hidden or not: schedule, launch (of the forward
 pass, translation included), draw, wait (for the tokens), update (of the scheduler).
 
-"not hidden" is wall under the engine less wall of the core alone. On a CPU whose cores all
-compute, nothing is hidden: --threads 1 leaves the engine a core, as a GPU would.
+Engines take turns, so that a machine that slows down slows all of them. Where all cores compute,
+work that is hidden still takes time from them, which shows as a longer forward: --threads 1 leaves
+the engine a core, as a GPU would.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -76,7 +78,7 @@ def core_alone(model_dir: Path, clients: int, steps: int) -> Callable[[], Figure
 def figures(outputs: list[Any], times: list[float]) -> Figures:
     """Medians of the steps after warm-up, of which times of day are `times`."""
     outputs, times = outputs[WARM_UP_STEPS:], times[WARM_UP_STEPS:]
-    walls = [1000 * (after - before) for before, after in zip(times, times[1:], strict=False)]
+    walls = [1000 * (after - before) for before, after in itertools.pairwise(times)]
     return {
         "wall": statistics.median(walls),
         **{
@@ -203,20 +205,20 @@ def main() -> int:
         arguments.model = Path(ensure_default_model())
 
     lengths = (arguments.model, arguments.clients, arguments.steps)
-    rows: dict[str, Figures] = {}
-    for name, make in (
-        ("core", lambda: core_alone(*lengths)),
-        ("async", lambda: engine(*lengths, async_scheduling=True)),
-        ("sync", lambda: engine(*lengths, async_scheduling=False)),
-    ):
-        run = make()
+    engines = {
+        "core": core_alone(*lengths),
+        "async": engine(*lengths, async_scheduling=True),
+        "sync": engine(*lengths, async_scheduling=False),
+    }
+    for run in engines.values():
         run()
-        rows[name] = median_of([run() for _ in range(arguments.runs)])
+    runs = [{name: run() for name, run in engines.items()} for _ in range(arguments.runs)]
+    rows = {name: median_of([figures[name] for figures in runs]) for name in engines}
 
     print(f"{arguments.clients} clients, milliseconds a step, medians of {arguments.runs} runs")
     for name, row in rows.items():
         print(f"{name:6}" + "".join(f"  {part} {value:.2f}" for part, value in row.items()))
-    not_hidden = {name: rows[name]["wall"] - rows["core"]["wall"] for name in ("async", "sync")}
+    not_hidden = {name: rows[name]["idle"] for name in ("async", "sync")}
     print("not hidden: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in not_hidden.items()))
     if arguments.json:
         result = {
