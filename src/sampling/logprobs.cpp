@@ -12,12 +12,6 @@ bool is_logits(LogprobsMode mode) {
   return mode == LogprobsMode::kRawLogits || mode == LogprobsMode::kProcessedLogits;
 }
 
-int32_t count_at_least(std::span<const float> logits, float threshold) {
-  int32_t count = 0;
-  for (float logit : logits) count += logit >= threshold;
-  return count;
-}
-
 }  // namespace
 
 Logprobs make_logprobs(size_t num_rows, int width) {

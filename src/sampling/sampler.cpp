@@ -117,10 +117,7 @@ RowSoftmax& processed_softmax(const SamplingParams& params, Scratch& scratch) {
   if (params.is_greedy() || (keeps_all && params.temperature == 1)) return scratch.softmax;
   const FilterBorder border = keeps_all ? FilterBorder{} : scratch.filter.border();
   scratch.scored.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const bool is_kept = border.keeps(logits[i], static_cast<int32_t>(i));
-    scratch.scored[i] = is_kept ? logits[i] / params.temperature : kMasked;
-  }
+  scale_kept(logits, border.logit, border.token_id, params.temperature, scratch.scored);
   scratch.scored_softmax.reset(scratch.scored, scratch.softmax.max() / params.temperature);
   return scratch.scored_softmax;
 }

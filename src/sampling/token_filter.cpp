@@ -101,22 +101,18 @@ std::span<const Candidate> TokenFilter::keep(RowSoftmax& softmax, const FilterPa
 // Takes the tokens that the border keeps so far and that have at least this exponent and weight.
 void TokenFilter::collect(const RowSoftmax& softmax, float temperature, float min_exponent,
                           float min_weight) {
-  constexpr size_t kBlockSize = 128;
   const std::span<const float> logits = softmax.logits();
   const float lowest = std::max(border_.logit, lowest_logit(softmax, temperature, min_exponent));
   candidates_.clear();
-  for (size_t begin = 0; begin < logits.size(); begin += kBlockSize) {
-    const auto block = logits.subspan(begin, std::min(kBlockSize, logits.size() - begin));
-    // Most blocks hold nothing: counting first lets the compiler vectorise their part.
-    int num_passing = 0;
-    for (float logit : block) num_passing += logit >= lowest;
-    if (num_passing == 0) continue;
-    for (size_t i = 0; i < block.size(); ++i) {
-      if (!(block[i] >= lowest)) continue;
-      const float exponent = softmax_exponent(block[i], softmax.max(), temperature);
+  size_t id = 0;
+  while ((id = next_block_at_least(logits, id, lowest)) < logits.size()) {
+    const size_t end = std::min(id + kRowBlock, logits.size());
+    for (; id < end; ++id) {
+      if (!(logits[id] >= lowest)) continue;
+      const float exponent = softmax_exponent(logits[id], softmax.max(), temperature);
       const float weight = exp_of_nonpositive(exponent);
       if (exponent >= min_exponent && weight >= min_weight)
-        candidates_.push_back({block[i], weight, static_cast<int32_t>(begin + i)});
+        candidates_.push_back({logits[id], weight, static_cast<int32_t>(id)});
     }
   }
 }

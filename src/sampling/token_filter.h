@@ -36,14 +36,11 @@ struct FilterParams {
   }
 };
 
-// The least likely token that a filter keeps.
+// The least likely token that a filter keeps: all of larger logits are kept, and of equal ones
+// those up to its id.
 struct FilterBorder {
   float logit = -std::numeric_limits<float>::infinity();
   int32_t token_id = std::numeric_limits<int32_t>::max();
-
-  bool keeps(float other_logit, int32_t other_id) const {
-    return other_logit > logit || (other_logit == logit && other_id <= token_id);
-  }
 };
 
 // The filters of vLLM's sampler, without a sort of the vocabulary.

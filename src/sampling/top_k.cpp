@@ -5,28 +5,23 @@
 #include <functional>
 #include <limits>
 
+#include "sampling/row_passes.h"
+
 namespace vllm_metal {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-bool any_above(std::span<const float> values, float threshold) {
-  int count = 0;
-  for (float value : values) count += value > threshold;
-  return count > 0;
-}
-
 // Hands each value above a threshold to `take`, which returns the threshold from then on. The
 // threshold of the k largest rises fast, so that most blocks hold nothing above it.
 template <typename Take>
 void for_each_above(std::span<const float> values, const Take& take) {
-  constexpr size_t kBlockSize = 128;
   float threshold = kLowest;
-  for (size_t begin = 0; begin < values.size(); begin += kBlockSize) {
-    const auto block = values.subspan(begin, std::min(kBlockSize, values.size() - begin));
-    if (!any_above(block, threshold)) continue;
-    for (size_t i = 0; i < block.size(); ++i) {
-      if (block[i] > threshold) threshold = take(block[i], begin + i, threshold);
+  size_t begin = 0;
+  while ((begin = next_block_above(values, begin, threshold)) < values.size()) {
+    const size_t end = std::min(begin + kRowBlock, values.size());
+    for (; begin < end; ++begin) {
+      if (values[begin] > threshold) threshold = take(values[begin], begin, threshold);
     }
   }
 }
