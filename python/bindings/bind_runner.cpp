@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "models/registry.h"
 #include "runner/model_runner.h"
+#include "weights/weight_store.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -211,6 +212,15 @@ void bind_runner(nb::module_& module) {
   bind_step_output(module);
   module.def("supported_architectures", &supported_architectures,
              "Names that config.json may have in `architectures`.");
+  module.def(
+      "check_weight_files",
+      [](const std::string& model_dir) {
+        nb::gil_scoped_release release;
+        const WeightStore store(model_dir);
+      },
+      "model_dir"_a,
+      "Read the headers of a model's weight files, none of its tensors. ValueError names the file "
+      "and what is wrong with it; RuntimeError when one cannot be read.");
   nb::class_<ModelRunner>(module, "ModelRunner", "A loaded model and its live requests.")
       .def("__init__", &init_runner, "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
            "progress"_a = nb::none(), "logprobs_mode"_a = "raw_logprobs",

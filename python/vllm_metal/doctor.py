@@ -19,6 +19,10 @@ PLATFORM_GROUP = "vllm.platform_plugins"
 GENERAL_GROUP = "vllm.general_plugins"
 _OUR_PLUGINS = {PLATFORM_GROUP: "vllm_metal:register", GENERAL_GROUP: "vllm_metal:register_ops"}
 _OUR_PLATFORM = "vllm_metal.platform.MetalPlatform"
+# vLLM's wheels on PyPI are builds for CUDA.
+_HOW_TO_INSTALL = {
+    "vllm": "Run `make setup` in a checkout of vLLM Metal, which builds vLLM without device code."
+}
 _PACKAGES = ("vllm-metal", "vllm", "mlx", "torch", "transformers")
 
 
@@ -102,7 +106,10 @@ def _system_problems() -> Iterator[Finding]:
 def _installation_problems(versions: dict[str, str | None]) -> Iterator[Finding]:
     for name, found in versions.items():
         if found is None:
-            yield Finding(f"The package {name} is not installed.", f"Run `pip install {name}`.")
+            yield Finding(
+                f"The package {name} is not installed.",
+                _HOW_TO_INSTALL.get(name, f"Run `pip install {name}`."),
+            )
     found = versions["vllm"]
     if found is None:
         return
@@ -172,11 +179,6 @@ def _warnings() -> Iterator[Finding]:
     if target not in (None, "cpu"):
         yield Finding(
             f"VLLM_TARGET_DEVICE={target} is set.", "It is for building vLLM only; unset it."
-        )
-    for entry in entry_points(group="vllm.logits_processors"):
-        yield Finding(
-            f"The logits processor plugin {entry.name} is installed and has no effect.",
-            "Custom logits processors are not supported yet.",
         )
 
 

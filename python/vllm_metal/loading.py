@@ -45,6 +45,14 @@ def resolve_model_directory(model_config: "ModelConfig", load_config: "LoadConfi
         ) from error
 
 
+def check_weight_files(model_config: "ModelConfig") -> None:
+    """Refuse the bad files of a local model before vLLM starts the engine's process."""
+    from vllm_metal import _core
+
+    if Path(model_config.model).is_dir():
+        _core.check_weight_files(str(model_config.model))
+
+
 def config_json(model_config: "ModelConfig") -> str:
     """Return the effective Hugging Face config, after --hf-overrides, as the core reads it."""
     config: dict[str, Any] = json.loads(model_config.hf_config.to_json_string(use_diff=False))

@@ -155,12 +155,14 @@ class MetalPlatform(Platform):
         vLLM calls this again in the engine's process, on the config it returned from here.
         """
         from vllm_metal.custom_logits_processors import refuse_for_second_model_runner
+        from vllm_metal.loading import check_weight_files
         from vllm_metal.unsupported import refuse_unsupported
 
         envs.check()
         refuse_unsupported(vllm_config)
         if vllm_config.model_config is not None:
             refuse_for_second_model_runner(vllm_config)
+            check_weight_files(vllm_config.model_config)
         _settle_block_size(vllm_config.cache_config)
         # Blocks do not hold the keys and values of the MLX-managed cache, so none can be reused.
         vllm_config.cache_config.enable_prefix_caching = False

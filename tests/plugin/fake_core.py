@@ -9,6 +9,7 @@ predict every output, whatever the batches, the chunks and the preemptions were.
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -82,6 +83,11 @@ def device_info():
 
 def memory_stats():
     return {"active": 5 << 20, "peak": 6 << 20, "cache": 0}
+
+
+def check_weight_files(model_dir):
+    if not any(Path(model_dir).glob("*.safetensors")):
+        raise ValueError(f"[weights] {model_dir} holds no safetensors.")
 
 
 def supported_architectures():
