@@ -1,7 +1,11 @@
 """The C++ core of vLLM Metal. Only plain data, numpy and DLPack cross."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
 
 
 __version__: str
@@ -63,7 +67,108 @@ GGML_GROUP_SIZE: int = 32
 class SamplingParams:
     """How one request's tokens are drawn."""
 
-    def __init__(self, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None, num_logprobs: int | None = None) -> None: ...
+    def __init__(self, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int | None = None, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, repetition_penalty: float = 1.0, logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = [], allowed_token_ids: Sequence[int] | None = None, bad_words_token_ids: Sequence[Sequence[int]] = [], min_tokens: int = 0, all_stop_token_ids: Sequence[int] = [], has_grammar: bool = False, thinking_token_budget: int | None = None, num_logprobs: int | None = None, logprob_token_ids: Sequence[int] = [], num_prompt_logprobs: int | None = None, prompt_logprob_token_ids: Sequence[int] = [], prompt_logprob_ids_per_row: int = 0, prompt_logprob_start: int = 0) -> None:
+        """
+        Meanings and defaults of vLLM's SamplingParams.
+
+        num_logprobs, num_prompt_logprobs: -1 is the whole vocabulary. prompt_logprob_token_ids: row by row, prompt_logprob_ids_per_row each, -1 for none. Raises ValueError naming a parameter that is out of its range.
+        """
+
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def top_p(self) -> float: ...
+
+    @property
+    def top_k(self) -> int: ...
+
+    @property
+    def min_p(self) -> float: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def presence_penalty(self) -> float: ...
+
+    @property
+    def frequency_penalty(self) -> float: ...
+
+    @property
+    def repetition_penalty(self) -> float: ...
+
+    @property
+    def logit_bias(self) -> list[tuple[int, float]]: ...
+
+    @property
+    def allowed_token_ids(self) -> list[int] | None: ...
+
+    @property
+    def bad_words_token_ids(self) -> list[list[int]]: ...
+
+    @property
+    def min_tokens(self) -> int: ...
+
+    @property
+    def all_stop_token_ids(self) -> list[int]: ...
+
+    @property
+    def has_grammar(self) -> bool: ...
+
+    @property
+    def thinking_token_budget(self) -> int | None: ...
+
+    @property
+    def num_logprobs(self) -> int | None: ...
+
+    @property
+    def logprob_token_ids(self) -> list[int]: ...
+
+    @property
+    def num_prompt_logprobs(self) -> int | None: ...
+
+    @property
+    def prompt_logprob_token_ids(self) -> list[int]: ...
+
+    @property
+    def prompt_logprob_ids_per_row(self) -> int: ...
+
+    @property
+    def prompt_logprob_start(self) -> int: ...
+
+class SamplerConfig:
+    """What sampling knows of the model and the engine."""
+
+    def __init__(self, vocab_size: int, *, logprobs_mode: str = 'raw_logprobs', reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
+        """
+        logprobs_mode: raw_logprobs, raw_logits, processed_logprobs or processed_logits. The reasoning ids mark what a thinking_token_budget limits; the end is what is forced, the natural end what the model writes (the same unless given).
+        """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+class SamplingState:
+    """One request as sampling sees it."""
+
+    def __init__(self, params: SamplingParams, seed: int, config: SamplerConfig, token_ids: Sequence[int] = [], num_output_tokens: int = 0) -> None:
+        """
+        token_ids: prompt and output so far, the last num_output_tokens of them output. Raises ValueError for ids outside of the vocabulary.
+        """
+
+    @property
+    def num_output_tokens(self) -> int: ...
+
+    def append(self, token_id: int) -> None:
+        """Note a token generated elsewhere."""
+
+def sample(config: SamplerConfig, logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], states: Sequence[SamplingState], bitmask: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None) -> tuple:
+    """
+    Draw a token a row and append it to the row's state, as a step does.
+
+    logits: float32 [n, vocab_size], read in place; states: n different ones; bitmask: int32 [n, ceil(vocab_size / 32)], the tokens that grammars allow.
+    Returns (token_ids int32 [n], logprobs): -1 where no token could be drawn; None or (token_ids [n, k], scores [n, k], ranks [n]), column 0 the drawn token.
+    """
 
 class StepOutput:
     """What a step drew."""
@@ -82,15 +187,43 @@ class StepOutput:
         None, or (token_ids [n, k], logprobs [n, k], ranks [n], offsets): one row a token drawn, column 0 the token itself; offsets[i] rows come before scheduled request i.
         """
 
+    @property
+    def prompt_logprobs(self) -> list:
+        """
+        Of each prompt that this step completed: (index of the scheduled request, None or (token_ids, logprobs, ranks) with a row a token from the second on, None or the scores of prompt_logprob_token_ids).
+        """
+
+    @property
+    def idle_ms(self) -> float:
+        """Nothing to compute between the step before and the launch of this one."""
+
+    @property
+    def forward_ms(self) -> float:
+        """Until the logits were there."""
+
+    @property
+    def sampling_ms(self) -> float: ...
+
+class PendingOutput:
+    """The output of a step that may still run."""
+
+    def wait(self) -> StepOutput:
+        """Wait for the StepOutput; raises what went wrong in drawing."""
+
 def supported_architectures() -> list[str]:
     """Names that config.json may have in `architectures`."""
+
+def check_weight_files(model_dir: str) -> None:
+    """
+    Read the headers of a model's weight files, none of its tensors. ValueError names the file and what is wrong with it; RuntimeError when one cannot be read.
+    """
 
 class ModelRunner:
     """A loaded model and its live requests."""
 
-    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None, logprobs_mode: str = 'raw_logprobs', reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
         """
-        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading.
+        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading. The reasoning ids mark what a thinking_token_budget limits.
         """
 
     @property
@@ -128,11 +261,32 @@ class ModelRunner:
     def initialize_kv_cache(self, num_tokens: int, block_size: int) -> None:
         """Set how many tokens live requests may keep, in blocks of block_size."""
 
-    def step(self, *, finished: Sequence[str], preempted: Sequence[str], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]], updates: Sequence[tuple[str, Sequence[int]]], scheduled: Sequence[tuple[str, int, int]]) -> StepOutput:
+    def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = []) -> None:
         """
-        Compute one step and draw tokens; the GIL is released meanwhile.
+        Start the forward pass of a step without waiting for it.
 
-        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens).
+        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). sessions: likewise, of requests that keep their cache and have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens).
+        """
+
+    def draw(self, *, grammar_ids: Sequence[str] = [], bitmask: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, given: Sequence[tuple[int, int]] = []) -> PendingOutput:
+        """
+        Have the tokens of the launched step drawn, without waiting for them.
+
+        grammar_ids: requests with a grammar; bitmask int32 [n, ceil(vocab_size / 32)]: the tokens it allows. given: (index of the scheduled request, token drawn by the caller).
+        """
+
+    def step(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = []) -> StepOutput:
+        """Launch a step, draw, and wait for its output."""
+
+    def logits(self) -> object:
+        """
+        Wait for the logits that the launched step draws from: a view of MLX's memory, float32 [n, vocab_size], one row for each of sampled_indices.
+        """
+
+    @property
+    def sampled_indices(self) -> list[int]:
+        """
+        Indexes of the scheduled requests that the launched step draws tokens of.
         """
 
 def memory_stats() -> dict:

@@ -2,7 +2,7 @@
 """The adapter between vLLM's scheduler and the core: it translates steps and computes nothing."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
@@ -195,7 +195,7 @@ def model_runner_output(
     for row in torch_draw.failed:
         token_ids[row] = []
     failed = {request_ids[row]: 1 for row in [*output.failed, *torch_draw.failed]}
-    logprobs = None if output.logprobs is None else LogprobsLists(*output.logprobs)
+    logprobs = None if output.logprobs is None else LogprobsLists(*cast(tuple, output.logprobs))
     if logprobs is not None:
         torch_draw.put_logprobs(logprobs)
     prompts: dict[str, LogprobsTensors | None] = {}

@@ -94,9 +94,7 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
   });
 }
 
-void StepExecutor::synchronize() {
-  thread_.run(wait_for_streams);
-}
+void StepExecutor::synchronize() { thread_.run(wait_for_streams); }
 
 void StepExecutor::count_nodes(bool enabled) {
   thread_.run([&] { count_nodes_ = enabled; });
