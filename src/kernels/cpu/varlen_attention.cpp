@@ -26,10 +26,16 @@ struct AttentionTask {
   void operator()() const;
 };
 
+int64_t bytes_of(ElementType type, int64_t elements) {
+  return elements * (type == ElementType::kFloat32 ? 4 : 2);
+}
+
 // `base` moved on by so many elements.
 const void* advanced(const void* base, ElementType type, int64_t elements) {
-  const int64_t item_size = type == ElementType::kFloat32 ? 4 : 2;
-  return static_cast<const char*>(base) + elements * item_size;
+  return static_cast<const char*>(base) + bytes_of(type, elements);
+}
+void* advanced(void* base, ElementType type, int64_t elements) {
+  return static_cast<char*>(base) + bytes_of(type, elements);
 }
 
 AttentionTile AttentionTask::make_tile(const TileWork& work) const {
@@ -41,8 +47,8 @@ AttentionTile AttentionTask::make_tile(const TileWork& work) const {
   result.num_keys = work.num_keys - work.num_queries + 1;
   result.queries =
       advanced(tile.queries, tile.type, token * tile.query_stride + head * tile.query_head_stride);
-  result.output = const_cast<void*>(
-      advanced(tile.output, tile.type, token * tile.output_stride + head * tile.head_dim));
+  result.output =
+      advanced(tile.output, tile.type, token * tile.output_stride + head * tile.head_dim);
   result.keys = advanced(tile.keys, tile.type, cache_offset);
   result.values = advanced(tile.values, tile.type, cache_offset);
   result.block_table = block_tables + static_cast<int64_t>(work.request) * blocks_per_request;
