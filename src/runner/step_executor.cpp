@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "common/log.h"
+#include "common/text.h"
 #include "models/registry.h"
 #include "runner/graph_size.h"
 
@@ -43,7 +45,8 @@ StepExecutor::~StepExecutor() {
     model_.reset();
     try {
       wait_for_streams();
-    } catch (...) {  // of work that nobody waits for any more
+    } catch (const std::exception& error) {  // of work that nobody waits for any more
+      log(LogLevel::kWarning, text("A step failed: ", error.what()));
     }
   });
 }
@@ -174,7 +177,7 @@ mx::array StepExecutor::input_ids(const PackedStep& step) const {
     in_order = in_order && token.row == static_cast<int32_t>(token.index);
   }
   if (in_order) return *last_tokens_;  // the same requests as in the step before
-  const mx::array drawn = mx::take(*last_tokens_, int32_array(rows), 0);
+  mx::array drawn = mx::take(*last_tokens_, int32_array(rows), 0);
   if (step.pending.size() == num_tokens) return drawn;
   const mx::array mask(is_pending.begin(), {static_cast<int>(num_tokens)}, mx::bool_);
   return mx::where(mask, drawn, int32_array(step.token_ids));
