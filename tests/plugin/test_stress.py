@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's engine on the real core with too little memory: answers are those of requests alone."""
+
+import copy
+import random
+
+import pytest
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from tests.plugin.tiny_model import EOS, VOCAB_SIZE
+
+# 39 blocks (block 0 is vLLM's own) of 16 tokens, for 120 requests of up to 210 tokens.
+SMALL_CACHE = {
+    "num_gpu_blocks_override": 40,
+    "max_num_batched_tokens": 64,
+    "max_num_seqs": 16,
+    "disable_log_stats": False,  # preemptions are counted there
+}
+ENGINE = {"dtype": "float32", "max_model_len": 256, "max_logprobs": -1}
+NUM_REQUESTS = 120
+FIRST_WORD = 3
+# Tokens are compared exactly. Sums over the vocabulary round by the rows computed together.
+LOGPROB_TOLERANCE = 2e-6
+
+# What the requests ask for besides length; None is the greedy request without anything else.
+KINDS = (
+    {"temperature": 0.0},
+    {"seed": 1},
+    {"temperature": 0.0, "presence_penalty": 1.5, "frequency_penalty": 0.7, "logprobs": 2},
+    {"temperature": 0.8, "seed": 2, "top_p": 0.7, "repetition_penalty": 1.3},
+    {"temperature": 0.0, "prompt_logprobs": 2},
+    {"seed": 3, "top_k": 20, "min_p": 0.02, "logprobs": -1},
+    {"temperature": 0.0, "logit_bias": {7: 4.0, 9: -100.0}, "bad_words": ["w8 w9", "w11"]},
+    {"seed": 4, "allowed_token_ids": [*range(FIRST_WORD, 40), EOS], "min_tokens": 5},
+    {"seed": 5, "structured_outputs": StructuredOutputsParams(regex="(w5|w6|w77){9,40}w8")},
+    {"temperature": 1.5, "seed": 6, "logprobs": 0, "stop_token_ids": [20, 21, 22]},
+)
+
+
+def requests(number=NUM_REQUESTS):
+    """Make prompts of 1 to 150 tokens with parameters of every kind."""
+    generator = random.Random(7)
+    made = []
+    for index in range(number):
+        length = generator.randrange(1, 150)
+        prompt = [generator.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(length)]
+        kind = KINDS[index % len(KINDS)]
+        options = {"max_tokens": generator.randrange(1, 60)}
+        options["ignore_eos"] = index % 3 > 0 and "structured_outputs" not in kind
+        options["max_tokens"] = max(options["max_tokens"], kind.get("min_tokens", 1))
+        made.append((prompt, SamplingParams(**options | kind)))
+    return made
+
+
+def generate(llm, asked):
+    prompts = [{"prompt_token_ids": prompt} for prompt, _ in asked]
+    params = [params for _, params in asked]
+    return llm.generate(prompts, params, use_tqdm=False)
+
+
+def check(output, expected, what):
+    """Compare all that is told of a request with what it is told alone."""
+    for answer, other in zip(output.outputs, expected.outputs, strict=True):
+        found = (list(answer.token_ids), answer.finish_reason, answer.stop_reason, answer.text)
+        assert found == (
+            list(other.token_ids),
+            other.finish_reason,
+            other.stop_reason,
+            other.text,
+        ), what
+        check_logprobs(answer.logprobs, other.logprobs, what)
+    check_logprobs(output.prompt_logprobs, expected.prompt_logprobs, what)
+
+
+def check_logprobs(found, expected, what):
+    assert (found is None) == (expected is None), what
+    for position, other in zip(found or (), expected or (), strict=True):
+        assert (position is None) == (other is None), what
+        for (token, entry), (other_token, other_entry) in zip(
+            (position or {}).items(), (other or {}).items(), strict=True
+        ):
+            assert (token, entry.rank) == (other_token, other_entry.rank), what
+            assert entry.logprob == pytest.approx(other_entry.logprob, abs=LOGPROB_TOLERANCE), what
+
+
+def num_preemptions(llm):
+    return sum(
+        metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
+    )
+
+
+@pytest.fixture(scope="module")
+def make_engine(tiny_llama):
+    """Make engines, one at a time alive."""
+    alive = []
+
+    def make(**arguments):
+        while alive:
+            alive.pop().llm_engine.engine_core.shutdown()
+        alive.append(LLM(str(tiny_llama), **ENGINE, **arguments))
+        return alive[-1]
+
+    yield make
+    while alive:
+        alive.pop().llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(make_engine):
+    """Return what each request is told alone, one after the other, with room for all."""
+    llm = make_engine(max_num_seqs=1, async_scheduling=False, kv_cache_memory_bytes=1 << 22)
+    return generate(llm, requests())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(False, False), (False, True), (True, False), (True, True)],
+    ids=["sync-v1", "sync-v2", "async-v1", "async-v2"],
+)
+def small_engine(request, alone, make_engine):
+    """Make an engine with few blocks, for both dialects of vLLM's scheduler."""
+    import vllm.config.vllm
+
+    async_scheduling, second_dialect = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        # Scheduler and front end take the second dialect where Triton has a driver.
+        patch.setattr(vllm.config.vllm, "HAS_TRITON", second_dialect)
+        llm = make_engine(**SMALL_CACHE, async_scheduling=async_scheduling)
+        config = llm.llm_engine.vllm_config
+        assert config.use_v2_model_runner == second_dialect
+        assert config.scheduler_config.async_scheduling == async_scheduling
+        yield llm
+
+
+def test_every_answer_is_the_one_alone(small_engine, alone):
+    before = num_preemptions(small_engine)
+    outputs = generate(small_engine, requests())
+    assert num_preemptions(small_engine) - before > 20
+    for index, (output, expected) in enumerate(zip(outputs, alone, strict=True)):
+        check(output, expected, f"request {index}")
+
+
+def step_until(engine, done, limit=3000):
+    """Step an engine, collecting finished outputs by request id, until `done(finished)`."""
+    finished = {}
+    for _ in range(limit):
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = output
+        if done(finished):
+            return finished
+    raise AssertionError(f"not done after {limit} steps")
+
+
+def free_blocks(llm):
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def test_aborts_and_request_ids_used_again(small_engine, alone, monkeypatch):
+    """Requests are aborted in every state; others come under the same ids."""
+    # The engine, too, sees an id again at once, instead of one made unique.
+    monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
+    engine, asked = small_engine.llm_engine, requests()
+    blocks = free_blocks(small_engine)
+    generator = random.Random(11)
+    names = [f"request-{index}" for index in range(30)]
+
+    def add(name, index):
+        prompt, params = asked[index]
+        engine.add_request(name, {"prompt_token_ids": prompt}, params)
+
+    for index, name in enumerate(names):
+        add(name, index)
+    current = {name: index for index, name in enumerate(names)}
+    seen = {}
+    for index in range(30, 90):
+        for _ in range(generator.randrange(4)):
+            seen |= {output.request_id: output for output in engine.step() if output.finished}
+        name = generator.choice(names)
+        if name not in seen:
+            engine.abort_request([name])
+        seen.pop(name, None)
+        add(name, index)
+        current[name] = index
+    seen |= step_until(engine, lambda finished: len({*seen, *finished}) == len(names))
+    assert not engine.has_unfinished_requests()
+    for name, index in current.items():
+        check(seen[name], alone[index], f"request {index} as {name}")
+    assert free_blocks(small_engine) == blocks
+
+
+def test_several_answers(small_engine):
+    """The answers of a request are those of as many requests with the seeds that follow."""
+    options = {"temperature": 1.0, "max_tokens": 30, "ignore_eos": True}
+    prompts = [[5, 6, 7], [8] * 100, [9, 10]]
+    together = generate(
+        small_engine, [(prompt, SamplingParams(n=6, seed=40, **options)) for prompt in prompts]
+    )
+    for prompt, output in zip(prompts, together, strict=True):
+        alone = generate(
+            small_engine,
+            [(prompt, SamplingParams(seed=40 + index, **options)) for index in range(6)],
+        )
+        found = [list(answer.token_ids) for answer in output.outputs]
+        assert found == [list(one.outputs[0].token_ids) for one in alone]
+        assert len({*map(tuple, found)}) == 6
+
+
+class Session:
+    """A request whose prompt comes in parts: vLLM's streaming input, without its event loop."""
+
+    def __init__(self, llm, name, params):
+        self.engine, self.name, self.params = llm.llm_engine, name, params
+        self.request_id = None  # the one that the engine made of the name
+
+    def send(self, prompt, *, last=False):
+        request = self.engine.input_processor.process_inputs(
+            self.request_id or self.name,
+            {"prompt_token_ids": list(prompt)},
+            self.params,
+            supported_tasks=self.engine.get_supported_tasks(),
+            resumable=not last,
+        )
+        if self.request_id is None:
+            self.engine.input_processor.assign_request_id(request)
+            self.request_id = request.request_id
+        else:
+            request.external_req_id = self.name
+        self.engine.output_processor.add_request(request, None, None, 0)
+        # The core of the engine, in a process of its own as a rule, extends its prompt.
+        self.engine.engine_core.add_request(copy.deepcopy(request))
+
+    def listen(self, num_tokens):
+        """Return the next tokens of the answer, which comes in deltas."""
+        tokens = []
+        for _ in range(200):
+            for output in self.engine.step():
+                if output.request_id == self.name:
+                    tokens += output.outputs[0].token_ids
+            if len(tokens) >= num_tokens:
+                return tokens
+        raise AssertionError(f"{len(tokens)} tokens of {num_tokens}")
+
+
+def test_streaming_input(small_engine):
+    """The answer to a part is the one to all parts and answers before it, and it."""
+    parts = [[5, 6, 7] * 15, [11] * 40, [12, 13], [14]]
+    options = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+    session = Session(
+        small_engine,
+        "session",
+        SamplingParams(output_kind=RequestOutputKind.DELTA, presence_penalty=0.5, **options),
+    )
+    blocks = free_blocks(small_engine)
+    heard = []
+    for part in parts:
+        session.send(part)
+        heard.append(session.listen(8))
+    session.send([0], last=True)
+    small_engine.llm_engine.step()
+    assert free_blocks(small_engine) == blocks
+    prompt = []
+    for part, answer in zip(parts, heard, strict=True):
+        prompt += part
+        params = SamplingParams(presence_penalty=0.5, **options)
+        (output,) = generate(small_engine, [(prompt, params)])
+        assert answer == list(output.outputs[0].token_ids)
+        prompt += answer[:-1]  # vLLM forgets the last token, which it has not computed
