@@ -9,6 +9,12 @@ if TYPE_CHECKING:
 
 NUM_TOKENS = 64
 
+# Of the tiny model.
+NAN_TOKEN = 95
+THOUGHT_TOKENS = {93: "<think>", 94: "</think>"}
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
 _STORY = (
     "The lighthouse keeper wrote down the weather every evening. On Monday the wind came from "
     "the west and two ships passed. On Tuesday there was fog, and the bell rang until morning. "

@@ -2,6 +2,7 @@
 """transformers on the same weights, dequantised to float32: the judge of greedy answers."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,25 @@ class Reference:
                 scales=logits.abs().amax(dim=-1).tolist(),
             )
         return self._choices[tuple(tokens)]
+
+    def greedy_under(
+        self,
+        prompt: list[int],
+        answer: list[int],
+        change: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    ) -> list[int]:
+        """Return the best token of every step of `answer` after `change` of its logits.
+
+        `change` is given logits [vocab_size] and the answer so far, and returns new logits.
+        """
+        logits = self.logits([*prompt, *answer[:-1]], len(answer))
+        return [
+            int(torch.argmax(change(row.clone(), answer[:step]))) for step, row in enumerate(logits)
+        ]
+
+    def logprobs(self, token_ids: list[int], num_positions: int = 1) -> torch.Tensor:
+        """Return logprobs of what follows each of the last positions, [num_positions, vocab]."""
+        return torch.log_softmax(self.logits(token_ids, num_positions), dim=-1)
 
 
 def _dequantised(directory: Path) -> dict[str, torch.Tensor]:

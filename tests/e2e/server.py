@@ -70,6 +70,20 @@ class Server:
         """Return the exit code of a server that is expected to refuse to start."""
         return self._process.wait(timeout=START_SECONDS)
 
+    def send_signal(self, number: int, seconds: float) -> tuple[int, list[str]]:
+        """Send a signal; returns the exit code and what is left of the children.
+
+        subprocess.TimeoutExpired when the server does not end in time.
+        """
+        import psutil
+
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        assert children, "the engine runs in a process of its own"
+        self._process.send_signal(number)
+        code = self._process.wait(timeout=seconds)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        return code, [str(child) for child in alive]
+
     def stop(self) -> None:
         if self._process is None:
             return
