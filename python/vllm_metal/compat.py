@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SERVED_VLLM = ((0, 32), (0, 33))
 
 _PATCHED = "_vllm_metal_patched"
+_ENGINE_SHUTDOWN_SECONDS = 15.0  # for the engine's process to end by itself
 
 
 def vllm_release() -> tuple[int, int]:
@@ -45,6 +46,7 @@ def apply_patches() -> None:
         )
     _patch_engine_args()
     _patch_scheduler()
+    _patch_shutdown()
 
 
 def _patch_engine_args() -> None:
@@ -113,3 +115,27 @@ def _patch_scheduler() -> None:
 
     Scheduler.update_from_output = end_requests_with_nans
     setattr(Scheduler, _PATCHED, True)
+
+
+def _patch_shutdown() -> None:
+    """Serves 0.32 and 0.33. Goes when vLLM lets the engine's process end by itself everywhere.
+
+    On a signal vLLM kills the engine's process at once unless it runs on ROCm. The answers that
+    were being made are never told of their end, so the server waits for clients that wait for it.
+    """
+    from vllm.v1.engine import utils
+
+    if hasattr(utils, _PATCHED):
+        return
+    get_timeout = utils.get_engine_process_shutdown_timeout
+
+    @functools.wraps(get_timeout)
+    def leave_time_to_end(
+        request_timeout: float | None, process_timeout: float | None
+    ) -> float | None:
+        if request_timeout == 0 and process_timeout == 0:
+            return _ENGINE_SHUTDOWN_SECONDS
+        return get_timeout(request_timeout, process_timeout)
+
+    utils.get_engine_process_shutdown_timeout = leave_time_to_end
+    setattr(utils, _PATCHED, True)
