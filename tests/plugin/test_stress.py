@@ -20,7 +20,7 @@ SMALL_CACHE = {
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_logprobs": -1}
 NUM_REQUESTS = 120
 FIRST_WORD = 3
-# Tokens are compared exactly. Sums over the vocabulary round by the rows computed together.
+# Tokens are compared exactly. Products round by the number of rows computed together.
 LOGPROB_TOLERANCE = 2e-6
 
 # What the requests ask for besides length; None is the greedy request without anything else.
