@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -21,9 +20,8 @@ namespace vllm_metal::cpu {
 
 namespace {
 
-// How long a thread polls before it goes to sleep. Waking it takes the system some ten
-// microseconds, as long as a small product does; this bridges the gap to the next op of a chain.
-constexpr std::chrono::microseconds kSpin{5};
+// Polls before a thread goes to sleep: a few microseconds, which catches the next op of a chain.
+constexpr int kSpinPolls = 100;
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -36,12 +34,10 @@ void pause_core() {
 // Polls for a moment; true as soon as `ready()` is.
 template <typename Ready>
 bool spin_until(const Ready& ready) {
-  using Clock = std::chrono::steady_clock;
-  const auto end = Clock::now() + kSpin;
-  do {
+  for (int poll = 0; poll < kSpinPolls; ++poll) {
     if (ready()) return true;
     pause_core();
-  } while (Clock::now() < end);
+  }
   return ready();
 }
 
