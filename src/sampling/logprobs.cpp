@@ -12,6 +12,17 @@ bool is_logits(LogprobsMode mode) {
   return mode == LogprobsMode::kRawLogits || mode == LogprobsMode::kProcessedLogits;
 }
 
+// Tokens as likely as the drawn one or likelier. They are all among the most likely ones where the
+// last of those is less likely.
+int32_t rank(std::span<const float> logits, const ScoredTokens& tokens,
+             std::span<const int32_t> listed) {
+  const float drawn = logits[tokens.drawn_token];
+  if (!tokens.token_ids.empty() || listed.empty() || !(logits[listed.back()] < drawn))
+    return count_at_least(logits, drawn);
+  return static_cast<int32_t>(
+      std::count_if(listed.begin(), listed.end(), [&](int32_t id) { return logits[id] >= drawn; }));
+}
+
 }  // namespace
 
 Logprobs make_logprobs(size_t num_rows, int width) {
@@ -56,8 +67,7 @@ void RowScorer::score(RowSoftmax& softmax, LogprobsMode mode, const ScoredTokens
     std::copy(tokens.token_ids.begin(), tokens.token_ids.end(), ids.begin() + 1);
   }
   gather_scores(softmax, mode, ids, std::span(logprobs.values).subspan(begin, ids.size()));
-  const float drawn_logit = softmax.logits()[tokens.drawn_token];
-  logprobs.ranks[row] = count_at_least(softmax.logits(), drawn_logit);
+  logprobs.ranks[row] = rank(softmax.logits(), tokens, ids.subspan(1));
 }
 
 }  // namespace vllm_metal

@@ -62,6 +62,17 @@ float max_logit(std::span<const float> logits) {
   return any_nan > 0 ? std::numeric_limits<float>::quiet_NaN() : max;
 }
 
+MaxLogit locate_max_logit(std::span<const float> logits) {
+  constexpr size_t kPart = 16 * kRowBlock;  // reducing the lanes costs little by then
+  MaxLogit max{kMasked, 0};
+  for (size_t begin = 0; begin < logits.size(); begin += kPart) {
+    const float value = max_logit(logits.subspan(begin, std::min(kPart, logits.size() - begin)));
+    if (value > max.value || value != value) max = {value, begin};
+    if (value != value) break;
+  }
+  return max;
+}
+
 VLLM_METAL_VECTOR_CLONES
 int32_t find_logit(std::span<const float> logits, float logit) {
   // Counting is vectorised where a search is not.

@@ -52,6 +52,13 @@ inline float softmax_exponent(float logit, float max, float temperature) {
 // The largest logit; NaN if any logit is NaN.
 float max_logit(std::span<const float> logits);
 
+// A largest logit and where to start looking for it: not after its first index, and near.
+struct MaxLogit {
+  float value;  // NaN if any logit is NaN
+  size_t begin;
+};
+MaxLogit locate_max_logit(std::span<const float> logits);
+
 // The first index of a logit that is there.
 int32_t find_logit(std::span<const float> logits, float logit);
 

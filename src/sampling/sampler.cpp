@@ -21,8 +21,9 @@ constexpr float kMasked = -std::numeric_limits<float>::infinity();
 struct Scratch {
   std::vector<float> edited;  // [vocab_size] after masks, biases and penalties
   std::vector<float>
-      scored;          // [vocab_size] what scores are taken of, where it is none of the above
-  RowSoftmax softmax;  // of what is drawn from
+      scored;            // [vocab_size] what scores are taken of, where it is none of the above
+  RowSoftmax softmax;    // of what is drawn from
+  size_t max_begin = 0;  // see MaxLogit
   RowSoftmax scored_softmax;
   TokenFilter filter;
   RowScorer scorer;
@@ -69,20 +70,24 @@ std::span<const float> edit_logits(std::span<const float> logits, const SampleRo
 bool prepare(std::span<const float> logits, const SampleRow& row, Scratch& scratch) {
   const bool mask_stop_tokens = row.state->masks_stop_tokens();
   auto edited = edit_logits(logits, row, mask_stop_tokens, scratch.edited);
-  float max = max_logit(edited);
-  if (max == kMasked && mask_stop_tokens && row.state->params().has_grammar) {
+  MaxLogit max = locate_max_logit(edited);
+  if (max.value == kMasked && mask_stop_tokens && row.state->params().has_grammar) {
     // The grammar is at its end before min_tokens is: stopping is all that is left.
     edited = edit_logits(logits, row, /*mask_stop_tokens=*/false, scratch.edited);
-    max = max_logit(edited);
+    max = locate_max_logit(edited);
   }
-  scratch.softmax.reset(edited, max);
-  return !std::isnan(max) && max != kMasked;
+  scratch.softmax.reset(edited, max.value);
+  scratch.max_begin = max.begin;
+  return !std::isnan(max.value) && max.value != kMasked;
 }
 
 int32_t draw(const SamplingState& state, Scratch& scratch) {
   RowSoftmax& softmax = scratch.softmax;
   const SamplingParams& params = state.params();
-  if (params.is_greedy()) return find_logit(softmax.logits(), softmax.max());
+  if (params.is_greedy()) {
+    const size_t begin = scratch.max_begin;
+    return static_cast<int32_t>(begin) + find_logit(softmax.logits().subspan(begin), softmax.max());
+  }
 
   const auto index = static_cast<uint64_t>(state.num_output_tokens());
   const double uniform = uniform_draw(state.seed(), index);

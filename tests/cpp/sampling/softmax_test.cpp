@@ -3,7 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <random>
+#include <span>
 
 #include "reference.h"
 
@@ -48,6 +52,24 @@ TEST(MaxLogit, FindsItAtEveryPlaceOfEverySize) {
     }
   }
   EXPECT_EQ(max_logit(std::vector<float>(5, -kInfinity)), -kInfinity);
+}
+
+TEST(MaxLogit, LiesAtOrAfterTheIndexGiven) {
+  std::mt19937 random(3);
+  for (int size : {1, 100, 4096, 4097, 12'345}) {
+    std::vector<float> logits(static_cast<size_t>(size));
+    for (float& logit : logits) logit = static_cast<float>(random() % 50);
+    const auto expected = std::max_element(logits.begin(), logits.end());
+    const MaxLogit max = locate_max_logit(logits);
+    EXPECT_EQ(max.value, *expected);
+    EXPECT_LE(max.begin, expected - logits.begin());
+    EXPECT_EQ(
+        static_cast<long>(max.begin) + find_logit(std::span(logits).subspan(max.begin), max.value),
+        expected - logits.begin());
+    logits.back() = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_TRUE(std::isnan(locate_max_logit(logits).value));
+  }
+  EXPECT_EQ(locate_max_logit(std::vector<float>(5, -kInfinity)).value, -kInfinity);
 }
 
 TEST(RowSoftmax, SumsLikeFloat64) {
