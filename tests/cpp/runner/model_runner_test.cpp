@@ -168,6 +168,22 @@ TEST_F(ModelRunnerTest, SeededDrawsDoNotDependOnTheBatch) {
   EXPECT_NE(generate("other", tokens, 12, {.temperature = 0.9f, .seed = 8}), expected);
 }
 
+TEST_F(ModelRunnerTest, RequestsWithoutASeedDiffer) {
+  const SamplingParams random{.temperature = 1.0f};
+  const Tokens tokens = prompt(5, 9);
+  EXPECT_NE(generate("first", tokens, 24, random), generate("second", tokens, 24, random));
+  Tokens first, second;
+  StepInput input{.new_requests = {{"a", tokens, random}, {"b", tokens, random}},
+                  .scheduled = {{"a", 0, 9}, {"b", 0, 9}}};
+  for (int i = 0; i < 24; ++i) {
+    const StepOutput output = runner_->step(input);
+    first.push_back(output.token_ids[0]);
+    second.push_back(output.token_ids[1]);
+    input = {.scheduled = {{"a", 9 + i, 1}, {"b", 9 + i, 1}}};
+  }
+  EXPECT_NE(first, second);
+}
+
 TEST_F(ModelRunnerTest, IdsMayBeUsedAgain) {
   const Tokens first = generate("x", prompt(7, 15), 5);
   generate("x", prompt(8, 33), 5);
