@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+
+from machine import num_cores, processor
 
 Speeds = dict[str, float]  # "prefill" and "decode", tokens/s
 
@@ -77,15 +77,6 @@ def mlx_lm(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Sp
     return run
 
 
-def processor() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -115,7 +106,7 @@ def main() -> int:
             if run < count:
                 samples[name].append(engines[name]())
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cores()
     result: dict = {
         "processor": processor(),
         "cores": cores,

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import num_cores, processor
 
 PROMPT_LEN, OUTPUT_LEN = 256, 128
 Step = Callable[[], Any]
@@ -170,14 +169,6 @@ def measure(kind: Kind, num_rows: int, vocab_size: int, runs: int) -> dict[str, 
     return medians | {"ratio": medians["vllm"] / medians["ours"]}
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128])
@@ -192,7 +183,7 @@ def main() -> int:
     if arguments.quick:
         arguments.batch, arguments.vocab, arguments.runs = [1, 32], [49152], 5
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cores()
     torch.set_num_threads(cores or 1)
     result: dict[str, Any] = {
         "processor": processor(),

@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "models/registry.h"
 #include "runner/model_runner.h"
@@ -81,8 +82,6 @@ auto with_step_input(ModelRunner& runner, Arguments... arguments) {
   return (runner.*run)(to_step_input(std::move(arguments)...));
 }
 
-using Bitmask = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
 PendingOutput draw(ModelRunner& runner, std::vector<std::string> grammar_ids,
                    std::optional<Bitmask> bitmask,
                    const std::vector<std::tuple<size_t, int32_t>>& given) {
@@ -115,20 +114,6 @@ nb::list failed_rows(const StepOutput& output) {
   for (size_t i = 0; i < output.token_ids.size(); ++i)
     if (output.token_ids[i] == SampleOutput::kFailed) rows.append(i);
   return rows;
-}
-
-// A numpy array of its own memory.
-template <typename T>
-nb::object to_numpy(const std::vector<T>& values, std::initializer_list<size_t> shape) {
-  auto* copy = new std::vector<T>(values);
-  nb::capsule owner(copy, [](void* data) noexcept { delete static_cast<std::vector<T>*>(data); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(copy->data(), shape, owner));
-}
-
-nb::tuple score_arrays(const Logprobs& logprobs) {
-  const size_t rows = logprobs.ranks.size(), width = static_cast<size_t>(logprobs.width);
-  return nb::make_tuple(to_numpy(logprobs.token_ids, {rows, width}),
-                        to_numpy(logprobs.values, {rows, width}), to_numpy(logprobs.ranks, {rows}));
 }
 
 nb::object logprobs_tuple(const StepOutput& output) {

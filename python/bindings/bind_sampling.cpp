@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <variant>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "common/text.h"
 #include "kernels/cpu/parallel_for.h"
@@ -29,7 +30,6 @@ using Ids = std::vector<int32_t>;
 using Biases = std::vector<std::pair<int32_t, float>>;
 using BiasArgument = std::variant<std::map<int32_t, float>, Biases>;
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Bitmask = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Biases to_biases(const BiasArgument& argument) {
   return std::visit([](const auto& biases) { return Biases(biases.begin(), biases.end()); },
@@ -126,14 +126,6 @@ void init_state(SamplingState* self, const SamplingParams& params, uint64_t seed
                            num_output_tokens);
 }
 
-// A numpy array that takes over the values.
-template <typename T>
-nb::object to_numpy(std::vector<T> values, std::initializer_list<size_t> shape) {
-  auto* kept = new std::vector<T>(std::move(values));
-  nb::capsule owner(kept, [](void* data) noexcept { delete static_cast<std::vector<T>*>(data); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), shape, owner));
-}
-
 std::vector<SampleRow> sample_rows(const SamplerConfig& config, const Logits& logits,
                                    const std::vector<SamplingState*>& states,
                                    const std::optional<Bitmask>& bitmask) {
@@ -170,14 +162,9 @@ nb::tuple draw(const SamplerConfig& config, const Logits& logits,
         sample_row(config, all.subspan(row * vocab_size, vocab_size), rows[row], row, output);
     });
   }
-  Logprobs& scores = output.logprobs;
-  const size_t num_rows = rows.size(), width = static_cast<size_t>(scores.width);
   nb::object logprobs = nb::none();
-  if (width > 0)
-    logprobs = nb::make_tuple(to_numpy(std::move(scores.token_ids), {num_rows, width}),
-                              to_numpy(std::move(scores.values), {num_rows, width}),
-                              to_numpy(std::move(scores.ranks), {num_rows}));
-  return nb::make_tuple(to_numpy(std::move(output.token_ids), {num_rows}), logprobs);
+  if (output.logprobs.width > 0) logprobs = score_arrays(std::move(output.logprobs));
+  return nb::make_tuple(to_numpy(std::move(output.token_ids), {rows.size()}), logprobs);
 }
 
 }  // namespace
