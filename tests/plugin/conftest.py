@@ -26,6 +26,26 @@ def tiny_llama(tmp_path_factory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@contextlib.contextmanager
+def one_engine_at_a_time(model, **common):
+    """Give a function that makes engines of `model` and shuts the one before down."""
+    from vllm import LLM
+
+    alive = []
+
+    def shut_down():
+        while alive:
+            alive.pop().llm_engine.engine_core.shutdown()
+
+    def make(**arguments):
+        shut_down()
+        alive.append(LLM(str(model), **common, **arguments))
+        return alive[-1]
+
+    yield make
+    shut_down()
+
+
 @pytest.fixture(scope="module")
 def fake_core():
     """Put the fake core where the plugin looks for the real one."""

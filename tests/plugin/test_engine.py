@@ -4,10 +4,11 @@
 import random
 
 import pytest
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from tests.plugin import fake_core as model
+from tests.plugin.conftest import one_engine_at_a_time
 from tests.plugin.fake_core import NAN_TOKEN
 from tests.plugin.tiny_model import EOS
 
@@ -23,17 +24,8 @@ SMALL_CACHE = {
 @pytest.fixture(scope="module")
 def engines(fake_core, tiny_llama):
     """Make engines, one at a time alive."""
-    alive = []
-
-    def make(**arguments):
-        while alive:
-            alive.pop().llm_engine.engine_core.shutdown()
-        alive.append(LLM(str(tiny_llama), **arguments))
-        return alive[-1]
-
-    yield make
-    while alive:
-        alive.pop().llm_engine.engine_core.shutdown()
+    with one_engine_at_a_time(tiny_llama) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")

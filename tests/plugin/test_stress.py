@@ -5,9 +5,10 @@ import copy
 import random
 
 import pytest
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+from tests.plugin.conftest import one_engine_at_a_time
 from tests.plugin.tiny_model import EOS, VOCAB_SIZE
 
 # 39 blocks (block 0 is vLLM's own) of 16 tokens, for 120 requests of up to 210 tokens.
@@ -93,17 +94,8 @@ def num_preemptions(llm):
 @pytest.fixture(scope="module")
 def make_engine(tiny_llama):
     """Make engines, one at a time alive."""
-    alive = []
-
-    def make(**arguments):
-        while alive:
-            alive.pop().llm_engine.engine_core.shutdown()
-        alive.append(LLM(str(tiny_llama), **ENGINE, **arguments))
-        return alive[-1]
-
-    yield make
-    while alive:
-        alive.pop().llm_engine.engine_core.shutdown()
+    with one_engine_at_a_time(tiny_llama, **ENGINE) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")
