@@ -3,7 +3,7 @@
 # is installed into .venv by scripts/setup_env.py.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format bench stubs lock setup clean distclean
+.PHONY: help serve test test-fast lint format bench bench-peers stubs lock setup clean distclean
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
@@ -51,6 +51,9 @@ stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
 
 bench: setup  ## run the scripts of benchmarks/; ARGS goes to each
 	@set -e; for script in benchmarks/bench_*.py; do echo "--- $$script"; $(PY) "$$script" $(ARGS); done
+
+bench-peers: setup  ## install what benchmarks compare with: llama.cpp (compiled here), vLLM on torch
+	@$(SYSTEM_PYTHON) scripts/peer_env.py llama-cpp torch-backend
 
 setup:  ## set up .venv for development, build the extension and the C++ tests
 	@$(SYSTEM_PYTHON) scripts/setup_env.py dev

@@ -1,133 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill and decode speed of one request on the default model: ours and mlx-lm in the same run.
+"""Speed of one greedy request on the default model: our core, llama.cpp, mlx-lm.
 
-Runs alternate; medians and ratios are printed, and written as JSON with --json. Processor,
-versions and lengths are part of the result, since none of it means anything without them.
+  decode    tokens/s after the first token, from a short prompt
+  prefill   tokens/s of a prompt of 512 tokens in one batch, until its first new token is known
+
+Engines take turns, run by run, each in a process of its own. llama.cpp reads the GGUF file that
+our model directory was imported from; it runs with flash attention and without, and the faster
+of the two is the peer. mlx-lm needs seconds a token on a CPU: it has shorter and fewer runs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
-from machine import num_cores, processor
+import peers
+from machine import Machine
+from measure import Result, Row, arguments
+from turns import Answer, Child, started, take_turns
 
-Speeds = dict[str, float]  # "prefill" and "decode", tokens/s
+
+@dataclass(frozen=True)
+class Phase:
+    """What is timed. The targets are ratios to llama.cpp and to mlx-lm."""
+
+    name: str
+    prompt_len: int
+    new_tokens: int
+    targets: dict[str, float]
+    mlx_lm_lengths: tuple[int, int]
+    mlx_lm_runs: int
 
 
-def prompt_tokens(length: int) -> list[int]:
+PHASES = {
+    "decode": Phase("decode", 32, 129, {"llama.cpp": 1, "mlx-lm": 8}, (32, 13), 3),
+    "prefill": Phase("prefill", 512, 1, {"llama.cpp": 1, "mlx-lm": 15}, (64, 1), 2),
+}
+
+
+def prompt(length: int) -> list[int]:
     """Any ids do: the work does not depend on them."""
     return [1000 + 17 * i % 40000 for i in range(length)]
 
 
-def ours(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Speeds]:
-    from vllm_metal import _core
+def request(prompt_len: int, new_tokens: int) -> dict:
+    return {"prompt": prompt(prompt_len), "new_tokens": new_tokens}
 
-    config = json.loads((model_dir / "config.json").read_text())
-    runner = _core.ModelRunner(
-        str(model_dir), json.dumps(config), config.get("dtype") or config["torch_dtype"]
+
+def speeds(phase: str, name: str, answers: list[Answer]) -> list[float]:
+    """Tokens/s of each run."""
+    known = PHASES[phase]
+    prompt_len, new_tokens = (
+        known.mlx_lm_lengths if name == "mlx-lm" else (known.prompt_len, known.new_tokens)
     )
-    runner.initialize_kv_cache(prompt_len + new_tokens + 16, 16)
-    greedy = _core.SamplingParams(temperature=0.0)
-
-    def step(computed: int, count: int, **changes: list) -> None:
-        arguments = {"finished": [], "preempted": [], "new_requests": [], "updates": []} | changes
-        runner.step(**arguments, scheduled=[("r", computed, count)])
-
-    def run() -> Speeds:
-        start = time.perf_counter()
-        step(
-            0,
-            prompt_len,
-            finished=["r"],
-            new_requests=[("r", prompt_tokens(prompt_len), 0, greedy)],
-        )
-        first = time.perf_counter()
-        for i in range(new_tokens - 1):
-            step(prompt_len + i, 1)
-        end = time.perf_counter()
-        return {"prefill": prompt_len / (first - start), "decode": (new_tokens - 1) / (end - first)}
-
-    return run
+    count = prompt_len if phase == "prefill" else new_tokens - 1
+    return [count / answer[phase] for answer in answers]
 
 
-def mlx_lm(model_dir: Path, prompt_len: int, new_tokens: int) -> Callable[[], Speeds]:
-    import mlx.core as mx
-    from mlx_lm import load
-    from mlx_lm.generate import generate_step
+def measure(phase: Phase, children: dict[str, Child], num_runs: int) -> dict[str, list[Answer]]:
+    requests = {name: request(phase.prompt_len, phase.new_tokens) for name in children}
+    runs = dict.fromkeys(children, num_runs)
+    requests["mlx-lm"] = request(*phase.mlx_lm_lengths)
+    runs["mlx-lm"] = min(phase.mlx_lm_runs, num_runs)
+    return take_turns(children, runs, requests)
 
-    model, _ = load(str(model_dir))
 
-    def run() -> Speeds:
-        start = time.perf_counter()
-        tokens = generate_step(mx.array(prompt_tokens(prompt_len)), model, max_tokens=new_tokens)
-        next(tokens)
-        first = time.perf_counter()
-        for _ in tokens:
-            pass
-        end = time.perf_counter()
-        return {"prefill": prompt_len / (first - start), "decode": (new_tokens - 1) / (end - first)}
+def rows_of(phase: Phase, answers: dict[str, list[Answer]]) -> list[Row]:
+    """Compare with the faster llama.cpp and with mlx-lm."""
+    by_name = {name: speeds(phase.name, name, runs) for name, runs in answers.items()}
+    what = "decode, batch 1, 4-bit" if phase.name == "decode" else f"prefill {phase.prompt_len}"
+    llama = [name for name in by_name if name.startswith("llama.cpp")]
+    best = sorted(llama, key=lambda name: statistics.median(by_name[name]))[-1:]
+    rows = []
+    for peer in [*best, "mlx-lm"]:
+        target = phase.targets["mlx-lm" if peer == "mlx-lm" else "llama.cpp"]
+        row = Row(what, "tokens/s", by_name["ours"], peer, by_name[peer], target=target)
+        others = [f"{n} {statistics.median(by_name[n]):.1f}" for n in llama if n != peer]
+        row.note = ", ".join(others) if peer in best else ""
+        rows.append(row)
+    return rows
 
-    return run
+
+def agreement(answers: dict[str, list[Answer]]) -> str:
+    """How far greedy answers go together: near-ties part engines that round differently."""
+    ours = answers["ours"][0]["token_ids"]
+    parts = []
+    for name, runs in answers.items():
+        theirs = runs[0]["token_ids"]
+        length = min(len(ours), len(theirs))
+        same = next((i for i in range(length) if ours[i] != theirs[i]), length)
+        if name != "ours":
+            parts.append(f"{name} {same}/{length}")
+    return "first tokens that are the same as ours: " + ", ".join(parts)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, help="model directory; the default model unless given"
-    )
-    parser.add_argument("--prompt-len", type=int, default=256)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument(
-        "--runs", type=int, default=5, help="counted runs of ours, after one warm-up"
-    )
-    parser.add_argument(
-        "--peer-runs", type=int, default=1, help="counted runs of mlx-lm, which is slow on a CPU"
-    )
-    parser.add_argument("--json", type=Path, help="write the result there")
-    arguments = parser.parse_args()
-    if arguments.model is None:
-        from vllm_metal.default_model import ensure_default_model
+    parser = arguments(__doc__, runs=7)
+    options = parser.parse_args()
+    if options.quick:
+        options.runs = 1
+    from vllm_metal.default_model import ensure_default_gguf, ensure_default_model
 
-        arguments.model = Path(ensure_default_model())
-
-    lengths = (arguments.prompt_len, arguments.new_tokens)
-    engines = {"ours": ours(arguments.model, *lengths), "mlx-lm": mlx_lm(arguments.model, *lengths)}
-    engines["ours"]()
-    samples: dict[str, list[Speeds]] = {name: [] for name in engines}
-    for run in range(max(arguments.runs, arguments.peer_runs)):
-        for name, count in (("ours", arguments.runs), ("mlx-lm", arguments.peer_runs)):
-            if run < count:
-                samples[name].append(engines[name]())
-
-    cores = num_cores()
-    result: dict = {
-        "processor": processor(),
-        "cores": cores,
-        "versions": {name: version(name) for name in ("vllm-metal", "mlx", "mlx-lm")},
-        "prompt_len": arguments.prompt_len,
-        "new_tokens": arguments.new_tokens,
-        "runs": {name: len(runs) for name, runs in samples.items()},
+    model, gguf = Path(ensure_default_model()), ensure_default_gguf()
+    engines = [peers.ours(model), *peers.llama_cpp(gguf), peers.mlx_lm(model)]
+    settings = {
+        "runs": options.runs,
+        **{f"{p.name} prompt/new": f"{p.prompt_len}/{p.new_tokens}" for p in PHASES.values()},
+        **{
+            f"mlx-lm {p.name} prompt/new/runs": f"{p.mlx_lm_lengths}/{p.mlx_lm_runs}"
+            for p in PHASES.values()
+        },
     }
-    print(f"{result['processor']}, {cores} cores; {result['versions']}")
-    print(f"prompt {arguments.prompt_len} tokens, {arguments.new_tokens} new; medians, tokens/s")
-    for phase in ("prefill", "decode"):
-        medians = {
-            name: statistics.median(run[phase] for run in runs) for name, runs in samples.items()
-        }
-        result[phase] = medians | {"ratio": medians["ours"] / medians["mlx-lm"]}
-        print(
-            f"{phase:8} ours {medians['ours']:8.1f}   mlx-lm {medians['mlx-lm']:8.1f}   "
-            f"ratio {result[phase]['ratio']:.1f}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    with started(engines, options.threads) as children:
+        versions = {k: v for child in children.values() for k, v in child.versions.items()}
+        result = Result(Path(__file__).name, Machine.here(options.threads), versions, settings)
+        for phase in PHASES.values():
+            answers = measure(phase, children, options.runs)
+            result.rows += rows_of(phase, answers)
+            if phase.name == "decode":
+                result.notes.append(agreement(answers))
+    if note := peers.missing("llama-cpp"):
+        result.notes.append(note)
+    result.finish(options.json)
     return 0
 
 

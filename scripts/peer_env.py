@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set up an environment beside .venv for what cannot live in it: `peer_env.py NAME…`.
+
+  llama-cpp      llama.cpp through llama-cpp-python, compiled here for this machine's processor
+  torch-backend  vLLM with its own CPU kernels on torch
+
+Each lies in .cache/envs/NAME, is made from requirements/NAME.txt, and remembers what it was made
+from, so a second call does nothing. Standard library only, Python 3.9 and later.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import preflight
+import uv_tool
+from checkout import CACHE, REQUIREMENTS, VENV_PYTHON, SetupError, run, say
+from setup_env import digest, setup_lock
+
+KEY_FILE = "vllm_metal_key"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An environment: what to say of its installation, and more arguments of `uv pip sync`."""
+
+    announcement: str
+    arguments: tuple[str, ...] = ()
+
+
+PEERS = {
+    "llama-cpp": Peer(
+        "Compiling llama.cpp for this processor (about 10 minutes on two cores)",
+        ("--no-binary", "llama-cpp-python", "-C", "cmake.args=-DGGML_NATIVE=ON"),
+    ),
+    "torch-backend": Peer("Installing vLLM's CPU back end (2.5 GB to download on Linux at most)"),
+}
+
+
+def folder_of(name: str) -> Path:
+    return CACHE / "envs" / name
+
+
+def key_of(name: str) -> str:
+    return digest([REQUIREMENTS / f"{name}.txt"], repr(PEERS[name]))
+
+
+def interpreter_of(name: str) -> Path | None:
+    """Return the Python of an environment that is there and up to date."""
+    key = folder_of(name) / KEY_FILE
+    python = folder_of(name) / "bin" / "python"
+    if python.exists() and key.exists() and key.read_text(encoding="utf-8") == key_of(name):
+        return python
+    return None
+
+
+def choose_python(uv: str) -> str:
+    """The interpreter of .venv, or the one that .venv would get."""
+    if preflight.inspect_interpreter(str(VENV_PYTHON)):
+        return str(VENV_PYTHON)
+    interpreter, problems = preflight.choose_interpreter(None)
+    if problems:
+        raise SetupError(preflight.report(problems))
+    return interpreter.path if interpreter else uv_tool.managed_python(uv)
+
+
+def install(name: str) -> None:
+    folder, peer = folder_of(name), PEERS[name]
+    say(peer.announcement)
+    uv = uv_tool.find_uv() or uv_tool.install_uv()
+    (folder / KEY_FILE).unlink(missing_ok=True)
+    run(
+        [uv, "venv", "--quiet", "--clear", "--python", choose_python(uv), folder],
+        f"Creating {folder}",
+    )
+    run(
+        [uv, "pip", "sync", "--python", folder / "bin" / "python", "--require-hashes",
+         "--only-binary", ":all:", *peer.arguments, REQUIREMENTS / f"{name}.txt"],
+        f"Installing {name}",
+    )  # fmt: skip
+    (folder / KEY_FILE).write_text(key_of(name), encoding="utf-8")
+
+
+def ensure(name: str) -> Path:
+    """Return the Python of an environment, made or brought up to date if need be."""
+    with setup_lock():
+        if interpreter_of(name) is None:
+            install(name)
+    return folder_of(name) / "bin" / "python"
+
+
+def main() -> int:
+    names = sys.argv[1:]
+    if not names or set(names) - set(PEERS):
+        print(f"usage: {sys.argv[0]} {'|'.join(PEERS)}…", file=sys.stderr)
+        return 2
+    try:
+        for name in names:
+            print(ensure(name))
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command resumes.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
