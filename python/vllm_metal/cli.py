@@ -14,6 +14,11 @@ _COMMANDS = (
         "vllm_metal.import_gguf",
         "write a model directory from a GGUF file, bit for bit",
     ),
+    (
+        "dequantize",
+        "vllm_metal.dequantize",
+        "copy a quantised model directory with plain weights",
+    ),
 )
 
 

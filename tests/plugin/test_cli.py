@@ -11,7 +11,10 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"vllm-metal {vllm_metal.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["import-gguf", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["doctor", "--help"], ["import-gguf", "--help"], ["dequantize", "--help"]],
+)
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

@@ -72,6 +72,18 @@ def test_fetches_once_and_verifies_after(fake):
     verify_model_dir(fake.directory)
 
 
+def test_the_gguf_file_is_kept_and_fetched_anew_when_damaged(fake):
+    file = default_model.ensure_default_gguf()
+    assert file.read_bytes() == fake.gguf.read_bytes()
+    assert default_model.ensure_default_gguf() == file
+    assert fake.fetches == 1
+    assert {path.name for path in file.parent.iterdir()} == {file.name, LOCK}
+    file.write_bytes(b"GGUF")
+    assert default_model.ensure_default_gguf() == file
+    assert file.read_bytes() == fake.gguf.read_bytes()
+    assert fake.fetches == 2
+
+
 def test_a_damaged_directory_is_made_anew(fake, capfd):
     default_model.ensure_default_model()
     (fake.directory / "tokenizer.json").write_text("{}")
