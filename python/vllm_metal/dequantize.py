@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm_metal.model_directory import (
     MANIFEST,
@@ -90,7 +90,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _source_of(directory: Path, dtype: str) -> SourceFile:
     """Describe all that the copy depends on as if it were one file."""
-    files = sorted(directory.glob("*.safetensors")) + [directory / "config.json"]
+    files = [*sorted(directory.glob("*.safetensors")), directory / "config.json"]
     sums = [f"{file.name} {sha256_of(file)}" for file in files]
     digest = hashlib.sha256("\n".join([*sums, dtype]).encode()).hexdigest()
     return SourceFile(directory.resolve().name, sum(file.stat().st_size for file in files), digest)
@@ -102,7 +102,7 @@ def _plain_weights(directory: Path, config: dict[str, Any], dtype: str) -> dict[
 
     stored: dict[str, mx.array] = {}
     for file in sorted(directory.glob("*.safetensors")):
-        stored |= mx.load(str(file))
+        stored |= cast("dict[str, mx.array]", mx.load(str(file)))
     settings = config["quantization"]
     weights = {}
     for name, tensor in stored.items():
