@@ -3,25 +3,26 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include <pthread.h>
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 #include "config/env.h"
+#include "kernels/cpu/cores.h"
 
 namespace vllm_metal::cpu {
 
 namespace {
 
-// Polls before a thread goes to sleep: a few microseconds, which catches the next op of a chain.
-constexpr int kSpinPolls = 100;
+// How long a thread polls before it goes to sleep. Waking one takes the system some ten
+// microseconds, as long as a small product does; this bridges the gap to the next op of a chain.
+constexpr std::chrono::microseconds kSpin{50};
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -34,10 +35,14 @@ void pause_core() {
 // Polls for a moment; true as soon as `ready()` is.
 template <typename Ready>
 bool spin_until(const Ready& ready) {
-  for (int poll = 0; poll < kSpinPolls; ++poll) {
-    if (ready()) return true;
-    pause_core();
-  }
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + kSpin;
+  do {
+    for (int poll = 0; poll < 8; ++poll) {
+      if (ready()) return true;
+      pause_core();
+    }
+  } while (Clock::now() < end);
   return ready();
 }
 
@@ -88,7 +93,9 @@ class Pool {
   void start() {
     for (int i = 1; i < num_threads(); ++i) {
       try {
-        std::thread([this] { worker_loop(); }).detach();
+        std::thread worker([this] { worker_loop(); });
+        workers_.push_back(worker.native_handle());
+        worker.detach();
       } catch (const std::system_error&) {
         break;  // the system gives no more threads: go on with those there are
       }
@@ -96,6 +103,7 @@ class Pool {
   }
 
   void post(Job& job) {
+    leave_core_to_caller();
     {
       std::lock_guard lock(mutex_);
       job_ = &job;
@@ -103,6 +111,15 @@ class Pool {
     }
     const int64_t wanted = std::min<int64_t>(job.num_ranges(), num_threads()) - 1;
     for (int64_t i = 0; i < wanted; ++i) posted_.notify_one();
+  }
+
+  // Schedulers like to wake a thread on the core of the one that wakes it, where the two could only
+  // take turns. The caller seldom moves.
+  void leave_core_to_caller() {
+    const int core = current_core();
+    if (core == core_of_caller_) return;
+    keep_off_core(workers_, core);
+    core_of_caller_ = core;
   }
 
   // Lets no further worker join and waits for those that did.
@@ -135,8 +152,10 @@ class Pool {
   }
 
   std::once_flag started_;
-  std::mutex turn_;   // held by the caller whose job runs
-  std::mutex mutex_;  // guards job_ and the counters' changes
+  std::mutex turn_;  // held by the caller whose job runs; guards the next two
+  std::vector<pthread_t> workers_;
+  int core_of_caller_ = -1;  // of the last job's
+  std::mutex mutex_;         // guards job_ and the counters' changes
   std::condition_variable posted_;
   std::condition_variable left_;
   Job* job_ = nullptr;                   // null: nothing to join
@@ -157,14 +176,6 @@ Pool& pool() {
   if (process_pool.compare_exchange_strong(expected, created)) return *created;
   delete created;
   return *expected;
-}
-
-int cores_of_process() {
-#if defined(__linux__)
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) return CPU_COUNT(&mask);
-#endif
-  return static_cast<int>(std::thread::hardware_concurrency());
 }
 
 int choose_num_threads() {
