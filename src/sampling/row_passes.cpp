@@ -22,7 +22,7 @@ namespace {
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // Floating-point sums and maxima run in lanes: compilers may not reorder them on their own.
-constexpr size_t kLanes = 64;  // more than compilers unroll, which would hide the loop
+constexpr size_t kLanes = kNumStrides;  // more than compilers unroll, which would hide the loop
 
 constexpr size_t kWordSize = 32;
 
@@ -60,6 +60,23 @@ float max_logit(std::span<const float> logits) {
   float max = lanes[0];
   for (float lane : lanes) max = std::max(max, lane);
   return any_nan > 0 ? std::numeric_limits<float>::quiet_NaN() : max;
+}
+
+VLLM_METAL_VECTOR_CLONES
+std::array<float, kNumStrides> max_of_strides(std::span<const float> logits) {
+  std::array<float, kLanes> lanes;
+  lanes.fill(kMasked);
+  const size_t num_whole = logits.size() - logits.size() % kLanes;
+  const float* values = logits.data();
+  for (size_t i = 0; i < num_whole; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float logit = values[i + lane];
+      lanes[lane] = logit > lanes[lane] ? logit : lanes[lane];
+    }
+  }
+  for (size_t i = num_whole; i < logits.size(); ++i)
+    lanes[i - num_whole] = std::max(lanes[i - num_whole], values[i]);
+  return lanes;
 }
 
 MaxLogit locate_max_logit(std::span<const float> logits) {

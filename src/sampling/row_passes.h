@@ -3,6 +3,7 @@
 // that it can be compiled for several instruction sets.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -51,6 +52,10 @@ inline float softmax_exponent(float logit, float max, float temperature) {
 
 // The largest logit; NaN if any logit is NaN.
 float max_logit(std::span<const float> logits);
+
+// The largest logits of kNumStrides parts of the row, -inf for those without any; no logit is NaN.
+inline constexpr size_t kNumStrides = 64;
+std::array<float, kNumStrides> max_of_strides(std::span<const float> logits);
 
 // A largest logit and where to start looking for it: not after its first index, and near.
 struct MaxLogit {

@@ -2,6 +2,7 @@
 #include "sampling/top_k.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <limits>
 
@@ -12,11 +13,21 @@ namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// Hands each value above a threshold to `take`, which returns the threshold from then on. The
-// threshold of the k largest rises fast, so that most blocks hold nothing above it.
+// A value that at least k of `values` are above, or -inf. The k-th largest of the maxima of parts
+// is at most the k-th largest of all, and close to it unless k is close to the number of parts.
+float threshold_below_kth(std::span<const float> values, size_t k) {
+  if (k > kNumStrides * 7 / 8) return kLowest;
+  auto maxima = max_of_strides(values);
+  const auto kth = maxima.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(maxima.begin(), kth, maxima.end(), std::greater<>());
+  return std::nextafter(*kth, kLowest);
+}
+
+// Hands each value above a threshold, at first one below the k largest, to `take`, which returns
+// the threshold from then on. Most blocks hold nothing above it.
 template <typename Take>
-void for_each_above(std::span<const float> values, const Take& take) {
-  float threshold = kLowest;
+void for_each_above(std::span<const float> values, size_t k, const Take& take) {
+  float threshold = threshold_below_kth(values, k);
   size_t begin = 0;
   while ((begin = next_block_above(values, begin, threshold)) < values.size()) {
     const size_t end = std::min(begin + kRowBlock, values.size());
@@ -53,7 +64,7 @@ void append_lowest(std::span<const float> values, std::span<int32_t> indexes) {
 float kth_largest(std::span<const float> values, int k, std::vector<float>& scratch) {
   const size_t wanted = static_cast<size_t>(k);
   scratch.clear();
-  for_each_above(values, [&](float value, size_t, float threshold) {
+  for_each_above(values, wanted, [&](float value, size_t, float threshold) {
     scratch.push_back(value);
     if (scratch.size() < room_for(wanted)) return threshold;
     cut_to_first(scratch, wanted, std::greater<>());
@@ -69,7 +80,7 @@ void find_largest(std::span<const float> values, std::span<int32_t> indexes,
   const size_t wanted = indexes.size();
   if (wanted == 0) return;
   scratch.clear();
-  for_each_above(values, [&](float value, size_t index, float threshold) {
+  for_each_above(values, wanted, [&](float value, size_t index, float threshold) {
     scratch.push_back({value, static_cast<int32_t>(index)});
     if (scratch.size() < room_for(wanted)) return threshold;
     cut_to_first(scratch, wanted, ranks_before);
