@@ -22,6 +22,24 @@ def missing(name: str) -> str:
     return f"{name} is missing and left out; install it: make bench-peers"
 
 
+def default_model() -> tuple[Path, Path, Path]:
+    """Return the 4-bit model directory, its bfloat16 copy, and the GGUF file of the former."""
+    from vllm_metal.default_model import ensure_default_gguf, ensure_default_model
+    from vllm_metal.dequantize import dequantize
+
+    model = Path(ensure_default_model())
+    copy = dequantize(model, model.with_name(f"{model.name}-bfloat16"), force=True)
+    return model, copy, ensure_default_gguf()
+
+
+def memory_reads() -> Engine:
+    return Engine("memory reads", "memory_reads.py", {})
+
+
+def torch(model: Path, dtype: str) -> Engine:
+    return Engine(f"torch {dtype}", "torch_runner.py", {"model": str(model), "dtype": dtype})
+
+
 def ours(model: Path, name: str = "ours") -> Engine:
     return Engine(name, "core_runner.py", {"model": str(model), "context": CONTEXT})
 

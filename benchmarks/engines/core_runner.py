@@ -30,7 +30,8 @@ def main() -> None:
             yield runner.step(scheduled=[("r", len(prompt) + i, 1)]).token_ids[0][0]
 
     versions = {name: version(name) for name in ("vllm-metal", "mlx")}
-    child.serve(versions, child.timed(generate))
+    run = child.timed(generate)
+    child.serve(versions, lambda **request: run(**request) | {"weight_bytes": runner.weight_bytes})
 
 
 main()
