@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from measure import ROOT
@@ -20,6 +22,15 @@ def missing(name: str) -> str:
     if peer_env.interpreter_of(name):
         return ""
     return f"{name} is missing and left out; install it: make bench-peers"
+
+
+def versions(*names: str) -> dict[str, str]:
+    return {name: version(name) for name in names}
+
+
+def locked_version(environment: str, package: str) -> str:
+    lock = (ROOT / "requirements" / f"{environment}.txt").read_text()
+    return re.search(rf"^{package}==(\S+)", lock, re.MULTILINE)[1]
 
 
 def default_model() -> tuple[Path, Path, Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,3 +52,17 @@ def timed(
         return {"prefill": first - start, "decode": end - first, "token_ids": token_ids}
 
     return run
+
+
+def time_steps(step: Callable[[int], None], steps: int, warm_up: int) -> Answer:
+    """Median milliseconds of a step after warm-up, and the process's CPU time a step."""
+    for number in range(warm_up):
+        step(number)
+    walls = []
+    cpu = time.process_time()
+    for number in range(warm_up, warm_up + steps):
+        start = time.perf_counter()
+        step(number)
+        walls.append(time.perf_counter() - start)
+    cpu = time.process_time() - cpu
+    return {"wall_ms": 1e3 * statistics.median(walls), "cpu_ms": 1e3 * cpu / steps}
