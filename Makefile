@@ -49,8 +49,8 @@ format: setup  ## format C++ and Python in place
 stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
 	$(PY) scripts/lint.py --stubs
 
-bench: setup  ## run the scripts of benchmarks/; ARGS goes to each
-	@set -e; for script in benchmarks/bench_*.py; do echo "--- $$script"; $(PY) "$$script" $(ARGS); done
+bench: setup  ## run benchmarks/, compare, plot; under ten minutes. ARGS=--quick, ARGS="--only …"
+	@$(PY) benchmarks/report.py --run $(ARGS)
 
 bench-peers: setup  ## install what benchmarks compare with: llama.cpp (compiled here), vLLM on torch
 	@$(SYSTEM_PYTHON) scripts/peer_env.py llama-cpp torch-backend

@@ -1,29 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of one step's sampling on a CPU: ours and vLLM's torch sampler in the same run.
 
-Both draw from the same logits with as many threads as there are cores, turn by turn; medians and
-ratios are printed, and written as JSON with --json. Neither side is charged for what a step does
-not repeat: vLLM's metadata and ours of the requests are made before. Logits are normal, of
-deviation 3: top-p 0.95 leaves some thousands of tokens.
+Both draw from the same logits with as many threads as there are cores, turn by turn. Neither
+side is charged for what a step does not repeat: vLLM's metadata and ours of the requests are
+made before. Logits are normal, of deviation 3: top-p 0.95 leaves some thousands of tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import itertools
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peers
 import torch
-from machine import num_cores, processor
+from machine import Machine
+from measure import Result, Row, arguments
 
 PROMPT_LEN, OUTPUT_LEN = 256, 128
 Step = Callable[[], Any]
@@ -151,8 +149,8 @@ def microseconds(step: Step) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def measure(kind: Kind, num_rows: int, vocab_size: int, runs: int) -> dict[str, float]:
-    """Medians over turns of both; a turn is a step that is not counted and one that is."""
+def measure(kind: Kind, num_rows: int, vocab_size: int, runs: int) -> dict[str, list[float]]:
+    """Times of both; a turn is a step that is not counted and one that is."""
     batch = Batch.make(kind, num_rows, vocab_size)
     kept = batch.logits.clone()
     steps = {"ours": ours(batch), "vllm": vllm(batch)}
@@ -165,50 +163,27 @@ def measure(kind: Kind, num_rows: int, vocab_size: int, runs: int) -> dict[str, 
                 time_taken = microseconds(step)
                 if count:
                     samples[name].append(time_taken)
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    return medians | {"ratio": medians["vllm"] / medians["ours"]}
+    return samples
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(f"{__doc__}\n--quick: batch 1 and 32 of the small vocabulary.", runs=7)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--vocab", type=int, nargs="+", default=[49152, 151936])
     parser.add_argument("--kind", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--runs", type=int, default=7, help="counted turns, after one of warm-up")
-    parser.add_argument(
-        "--quick", action="store_true", help="batch 1 and 32 of the small vocabulary, 5 turns"
-    )
-    parser.add_argument("--json", type=Path, help="write the result there")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.batch, arguments.vocab, arguments.runs = [1, 32], [49152], 5
-
-    cores = num_cores()
-    torch.set_num_threads(cores or 1)
-    result: dict[str, Any] = {
-        "processor": processor(),
-        "threads": cores,
-        "versions": {name: version(name) for name in ("vllm-metal", "vllm", "torch")},
-        "runs": arguments.runs,
-        "rows": [],
-    }
-    print(f"{result['processor']}, {cores} threads; {result['versions']}")
-    print(f"medians of {arguments.runs}, µs a step")
-    print(f"{'':12} {'vocabulary':>10} {'batch':>5} {'ours':>9} {'vLLM':>9} {'ratio':>6}")
-    for vocab_size in arguments.vocab:
-        for name in arguments.kind:
-            for num_rows in arguments.batch:
-                times = measure(KINDS[name], num_rows, vocab_size, arguments.runs)
-                result["rows"].append(
-                    {"kind": name, "vocab_size": vocab_size, "batch": num_rows} | times
-                )
-                print(
-                    f"{name:12} {vocab_size:10} {num_rows:5} {times['ours']:9.0f} "
-                    f"{times['vllm']:9.0f} {times['ratio']:6.1f}",
-                    flush=True,
-                )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    options = parser.parse_args()
+    if options.quick:
+        options.batch, options.vocab, options.runs = [1, 32], [49152], 5
+    torch.set_num_threads(options.threads)
+    versions = peers.versions("vllm-metal", "vllm", "torch")
+    machine = Machine.here(options.threads)
+    result = Result(Path(__file__).name, machine, versions, {"runs": options.runs})
+    for vocab_size, name, num_rows in itertools.product(options.vocab, options.kind, options.batch):
+        times = measure(KINDS[name], num_rows, vocab_size, options.runs)
+        what = f"sampler, {name}, batch {num_rows} of {vocab_size}"
+        ours, theirs = times["ours"], times["vllm"]
+        result.rows.append(Row(what, "µs", ours, "vLLM's", theirs, higher_is_better=False))
+    result.finish(options.json)
     return 0
 
 

@@ -19,7 +19,6 @@ the engine a core, as a GPU would.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -28,9 +27,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import peers
+from machine import Machine
+from measure import Result, Row, arguments
 
 PROMPT_LEN = 32
 WARM_UP_STEPS = 8
@@ -181,30 +183,31 @@ class _Recorded:
         return getattr(self._core, name)
 
 
-def median_of(runs: list[Figures]) -> Figures:
-    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+def rows(runs: list[dict[str, Figures]], clients: int) -> list[Row]:
+    """Every figure of every engine, and the wall time of the engines against the bare core's."""
+    table = []
+    for name in runs[0]:
+        for part in runs[0][name]:
+            row = Row(f"{clients} clients, {name}: {part}", "ms", [run[name][part] for run in runs])
+            if part == "wall" and name != "core":
+                row.peer, row.theirs = "core", [run["core"]["wall"] for run in runs]
+                row.higher_is_better = False
+            table.append(row)
+    return table
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, runs=5)
     parser.add_argument("--model", type=Path, help="model directory; else the default model")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs, after one warm-up")
-    parser.add_argument("--threads", type=int, help="of the core's CPU kernels; all unless given")
-    parser.add_argument("--json", type=Path, help="write the result there")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    options = parser.parse_args()
+    if options.quick:
+        options.steps = 40
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
-    if arguments.model is None:
-        from vllm_metal.default_model import ensure_default_model
-
-        arguments.model = Path(ensure_default_model())
-
-    lengths = (arguments.model, arguments.clients, arguments.steps)
+    model = options.model or peers.default_model()[0]
+    lengths = (model, options.clients, options.steps)
     engines = {
         "core": core_alone(*lengths),
         "async": engine(*lengths, async_scheduling=True),
@@ -212,23 +215,12 @@ def main() -> int:
     }
     for run in engines.values():
         run()
-    runs = [{name: run() for name, run in engines.items()} for _ in range(arguments.runs)]
-    rows = {name: median_of([figures[name] for figures in runs]) for name in engines}
-
-    print(f"{arguments.clients} clients, milliseconds a step, medians of {arguments.runs} runs")
-    for name, row in rows.items():
-        print(f"{name:6}" + "".join(f"  {part} {value:.2f}" for part, value in row.items()))
-    not_hidden = {name: rows[name]["idle"] for name in ("async", "sync")}
-    print("not hidden: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in not_hidden.items()))
-    if arguments.json:
-        result = {
-            "versions": {name: version(name) for name in ("vllm", "vllm-metal", "mlx")},
-            "clients": arguments.clients,
-            "threads": arguments.threads,
-            "ms_per_step": rows,
-            "not_hidden_ms": not_hidden,
-        }
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    runs = [{name: run() for name, run in engines.items()} for _ in range(options.runs)]
+    versions = peers.versions("vllm", "vllm-metal", "mlx")
+    settings = {"runs": options.runs, "steps": options.steps}
+    machine = Machine.here(options.threads)
+    result = Result(Path(__file__).name, machine, versions, settings, rows(runs, options.clients))
+    result.finish(options.json)
     return 0
 
 

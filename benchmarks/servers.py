@@ -29,9 +29,9 @@ class Server:
     def __init__(self, command: list[str], port: int, environment: dict[str, str]) -> None:
         self.port = port
         self._command = command
-        self._environment = os.environ | QUIET | environment
+        self.environment = os.environ | QUIET | environment
         # What a build of vLLM wants, and what would switch our plugin off.
-        self._environment.pop("VLLM_TARGET_DEVICE", None)
+        self.environment.pop("VLLM_TARGET_DEVICE", None)
 
     @property
     def url(self) -> str:
@@ -44,7 +44,7 @@ class Server:
             self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=self._environment,
+            env=self.environment,
             start_new_session=True,
         )
         try:
@@ -81,10 +81,12 @@ class Server:
         return self._log.read()
 
 
-def ours(model: Path, threads: int, *arguments: str) -> Server:
+def ours(
+    model: Path, threads: int, *arguments: str, kv_cache_bytes: int = KV_CACHE_BYTES
+) -> Server:
     port = free_port()
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
-    command += [*_address(port), *arguments, "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+    command += [*_address(port), *arguments, "--kv-cache-memory-bytes", str(kv_cache_bytes)]
     return Server(command, port, {"OMP_NUM_THREADS": str(threads)})
 
 

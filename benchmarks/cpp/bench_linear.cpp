@@ -113,16 +113,15 @@ double bytes_of(const Case& shape) {
   return shape.bits == 0 ? elements * 2 : elements * shape.bits / 8 + elements / 32 * 4;
 }
 
-// Groups of 32 with float16 scales; enough copies of the weight that none stays in a cache
-// near the core.
+// Strips with groups of 32 and float16 scales, or dense; enough copies of the weight that none stays
+// in a cache near the core.
 class Product {
  public:
   Product(const Case& shape, int64_t num_tokens)
       : shape_(shape),
         num_tokens_(num_tokens),
         copies_(std::max<int64_t>(1, static_cast<int64_t>(weight_bytes / bytes_of(shape)))),
-        words_(copies_ * shape.out_features * words_per_row(), 0x3c013c02u),
-        scales_(copies_ * shape.out_features * shape.in_features / 32, 0x2c00),
+        words_(copies_ * words_of_copy(), 0x3c013c02u),
         x_(num_tokens * shape.in_features, 0x3f80),
         y_(num_tokens * shape.out_features) {
     int64_t most = 0;
@@ -137,24 +136,19 @@ class Product {
   }
 
  private:
-  int64_t words_per_row() const {
-    return shape_.bits == 0 ? shape_.in_features / 2 : shape_.in_features * shape_.bits / 32;
-  }
+  int64_t words_of_copy() const { return static_cast<int64_t>(bytes_of(shape_)) / 4; }
 
   cpu::Matmul product(int64_t copy) {
-    const int64_t groups = shape_.in_features / 32;
-    const uint16_t* scales = scales_.data() + copy * shape_.out_features * groups;
     cpu::WeightRows weight{.out_features = shape_.out_features,
                            .in_features = shape_.in_features,
-                           .elements = words_.data() + copy * shape_.out_features * words_per_row(),
-                           .stride = shape_.bits == 0 ? shape_.in_features : words_per_row(),
+                           .elements = words_.data() + copy * words_of_copy(),
+                           .stride = shape_.in_features,
                            .type = cpu::ElementType::kBfloat16};
     if (shape_.bits != 0) {
       weight.type = cpu::ElementType::kFloat16;
       weight.bits = shape_.bits;
       weight.group_size = 32;
-      weight.scales = weight.biases = scales;
-      weight.scales_stride = weight.biases_stride = groups;
+      weight.in_strips = true;
     }
     return cpu::Matmul(weight,
                        {.elements = x_.data(),
@@ -171,7 +165,6 @@ class Product {
   int64_t num_tokens_;
   int64_t copies_;
   std::vector<uint32_t> words_;
-  std::vector<uint16_t> scales_;  // of biases too
   std::vector<uint16_t> x_;       // bfloat16
   std::vector<uint16_t> y_;       // bfloat16
   std::vector<float> workspace_;
