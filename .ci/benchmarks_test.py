@@ -53,9 +53,10 @@ def test_engines_take_turns_and_the_first_turn_does_not_count():
     assert len(answers["b"]) == 1
 
 
-@pytest.mark.parametrize(
-    "script", sorted(BENCHMARKS.glob("bench_*.py")), ids=lambda path: path.stem
-)
+SCRIPTS = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_help_names_the_common_options(script):
     output = subprocess.run(
         [sys.executable, script, "--help"], capture_output=True, text=True, check=True
