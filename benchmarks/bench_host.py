@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from machine import Machine
-from measure import Result, Row, arguments
+from measure import AT_MOST, Result, Row, arguments
 from turns import Child, Engine, started, take_turns
 
 LAYERS, FEWER_LAYERS = 30, 10
@@ -118,7 +118,7 @@ def nodes_a_layer(children: dict[str, Child]) -> Row:
     request = {"batch": 8, "steps": 1, "warm_up": 1}
     deep, shallow = (children[name].run(**request)["nodes"] for name in ("ours", "shallow"))
     nodes = (deep - shallow) / (LAYERS - FEWER_LAYERS)
-    return Row("nodes a layer", "", [nodes], "at most", [11], higher_is_better=False, target=1)
+    return Row("nodes a layer", "", [nodes], AT_MOST, [11], higher_is_better=False, target=1)
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ import peers
 import psutil
 import servers
 from machine import Machine
-from measure import Result, Row, arguments
+from measure import AT_MOST, Result, Row, arguments
 
 LOAD = load.Load(clients=32, prompt_len=128, new_tokens=128)
 KV_CACHE_BYTES = 256 << 20
@@ -105,13 +105,13 @@ def rows(starts: list[Figures], memories: list[Figures], weight_bytes: int) -> l
     rest = [s["ready"] - s["weights"] - s["our part"] - s["other imports"] for s in starts]
     limit = OVERHEAD * (weight_bytes + KV_CACHE_BYTES) + PROCESS_BYTES
     return [
-        Row("start: our part", "s", values("our part"), "at most", [1.0], False, 1.0),
+        Row("start: our part", "s", values("our part"), AT_MOST, [1.0], False, 1.0),
         Row("start: of it, imports", "s", values("our imports")),
         Row("start: reading weights", "s", values("weights")),
         Row("start: other imports", "s", values("other imports")),
         Row("start: the rest of vLLM", "s", rest),
         Row("start to ready", "s", values("ready")),
-        Row("peak memory", "MB", [m["peak"] for m in memories], "at most", [limit / 1e6], False, 1),
+        Row("peak memory", "MB", [m["peak"] for m in memories], AT_MOST, [limit / 1e6], False, 1),
     ]
 
 

@@ -19,6 +19,7 @@ from machine import Machine, num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
+AT_MOST = "at most"  # the peer of a row that has a limit instead
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from measure import FORMAT, ROOT, table
+from measure import AT_MOST, FORMAT, ROOT, table
 
 FOLDER = ROOT / "build" / "bench"
 # The scripts, in the order in which they run, and what keeps all of them under ten minutes.
@@ -70,6 +70,12 @@ def warn_of_mixture(results: list[dict[str, Any]]) -> None:
             print(f"These results are of more than one {key}: {', '.join(sorted(values))}")
 
 
+def aim(row: dict[str, Any]) -> str:
+    if row["peer"] == AT_MOST:
+        return f"at most {row['theirs_median']:.4g} {row['unit']}"
+    return f"at least {row['target']:g} x {row['peer']}"
+
+
 def plot(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     """Draw ratios as parts of their targets, so that one line is what all of them must reach."""
     import matplotlib as mpl
@@ -79,18 +85,20 @@ def plot(rows: list[dict[str, Any]], title: str, file: Path) -> None:
 
     rows = rows[::-1]
     values = [row["ratio"] / row["target"] for row in rows]
-    names = [f"{row['what']}\nto {row['target']:g} x {row['peer']}" for row in rows]
+    names = [f"{row['what']}\n{aim(row)}" for row in rows]
     colours = ["#2a7f62" if value >= 1 else "#c0392b" for value in values]
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.42 * len(rows)), layout="constrained")
-    bars = axes.barh(range(len(rows)), values, color=colours, height=0.7)
+    widths = [value - 1 for value in values]
+    bars = axes.barh(range(len(rows)), widths, left=1, color=colours, height=0.7)
     labels = [f"{row['ratio']:.2f} x" for row in rows]
     axes.bar_label(bars, labels, padding=4, fontsize=8)
     axes.set_yticks(range(len(rows)), names, fontsize=7.5)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xlim(min(0.5, *values) / 1.3, max(2, *values) * 1.6)
+    axes.set_xlim(min(0.5, *values) / 1.6, max(2, *values) * 1.6)
+    axes.margins(y=0.02)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("ratio, as part of its target (black line); at the bar: ours to the peer")
+    axes.set_xlabel("ratio as part of its target (black line); at the bars: ours to the peer")
     axes.set_title(title, fontsize=9)
     figure.savefig(file, dpi=150)
 
@@ -119,13 +127,13 @@ def main() -> int:
 
 
 def report(results: list[dict[str, Any]]) -> None:
-    rows = [row for result in results for row in result["rows"]]
-    print(f"\n{table([row for row in rows if row['theirs']])}")
+    rows = [row for result in results for row in result["rows"] if row["met"] is not None]
+    print(f"\n{table(rows)}")
     warn_of_mixture(results)
     (FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     machine, commit = results[0]["machine"], results[0]["commit"]
     title = f"vLLM Metal {commit}, {machine['processor']}, {machine['threads']} threads"
-    plot([row for row in rows if row["target"] and row["theirs"]], title, FOLDER / "results.png")
+    plot(rows, title, FOLDER / "results.png")
     print(f"{FOLDER / 'results.json'}\n{FOLDER / 'results.png'}")
 
 
