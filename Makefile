@@ -49,7 +49,7 @@ format: setup  ## format C++ and Python in place
 stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
 	$(PY) scripts/lint.py --stubs
 
-bench: setup  ## run benchmarks/, compare, plot; under ten minutes. ARGS=--quick, ARGS="--only …"
+bench: setup  ## run benchmarks/, compare, plot; ten minutes. ARGS=--quick, ARGS="--only …"
 	@$(PY) benchmarks/report.py --run $(ARGS)
 
 bench-peers: setup  ## install what benchmarks compare with: llama.cpp (compiled here), vLLM on torch

@@ -78,13 +78,11 @@ def main() -> int:
     options = parser.parse_args()
     runs = 1 if options.quick else options.runs
     model, plain, _ = peers.default_model()
-    measured = {
-        "ours": measure(servers.ours(model, options.threads, *LENGTHS), options.clients, runs)
-    }
+    started = {"ours": servers.ours(model, options.threads, *LENGTHS)}
     missing = peers.missing("torch-backend")
     if not missing:
-        server = servers.vllm_cpu(plain, options.threads, *LENGTHS)
-        measured["vllm-cpu"] = measure(server, options.clients, runs)
+        started["vllm-cpu"] = servers.vllm_cpu(plain, options.threads, *LENGTHS)
+    measured = {name: measure(server, options.clients, runs) for name, server in started.items()}
     result = Result(
         Path(__file__).name,
         Machine.here(options.threads),
@@ -95,7 +93,8 @@ def main() -> int:
     for count in options.clients:
         theirs = measured.get("vllm-cpu")
         result.rows += rows(count, measured["ours"][count], theirs[count] if theirs else None)
-    result.notes += filter(None, [missing])
+    ready = (f"{name} {server.seconds_to_ready:.0f} s" for name, server in started.items())
+    result.notes += [f"ready after: {', '.join(ready)}", *filter(None, [missing])]
     result.finish(options.json)
     return 0
 

@@ -113,8 +113,8 @@ double bytes_of(const Case& shape) {
   return shape.bits == 0 ? elements * 2 : elements * shape.bits / 8 + elements / 32 * 4;
 }
 
-// Strips with groups of 32 and float16 scales, or dense; enough copies of the weight that none stays
-// in a cache near the core.
+// Strips with groups of 32 and float16 scales, or dense; enough copies of the weight that none
+// stays in a cache near the core.
 class Product {
  public:
   Product(const Case& shape, int64_t num_tokens)
@@ -165,8 +165,8 @@ class Product {
   int64_t num_tokens_;
   int64_t copies_;
   std::vector<uint32_t> words_;
-  std::vector<uint16_t> x_;       // bfloat16
-  std::vector<uint16_t> y_;       // bfloat16
+  std::vector<uint16_t> x_;  // bfloat16
+  std::vector<uint16_t> y_;  // bfloat16
   std::vector<float> workspace_;
 };
 
