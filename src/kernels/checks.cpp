@@ -20,6 +20,12 @@ void check_same_dtype(const char* op, const char* name, const mx::array& x, cons
                                    ", ", other.dtype(), ", but is ", x.dtype(), "."));
 }
 
+void check_rank(const char* op, const char* name, const mx::array& x, int rank) {
+  if (static_cast<int>(x.ndim()) == rank) return;
+  throw std::invalid_argument(
+      text("[", op, "] ", name, " must have ", rank, " dimensions but has shape ", x.shape(), "."));
+}
+
 void check_shape(const char* op, const char* name, const mx::array& x, const mx::Shape& shape) {
   if (x.shape() == shape) return;
   throw std::invalid_argument(

@@ -15,6 +15,9 @@ void check_floating(const char* op, const char* name, const mx::array& x);
 void check_same_dtype(const char* op, const char* name, const mx::array& x, const char* other_name,
                       const mx::array& other);
 
+// `x` has so many dimensions.
+void check_rank(const char* op, const char* name, const mx::array& x, int rank);
+
 // `x` has exactly this shape.
 void check_shape(const char* op, const char* name, const mx::array& x, const mx::Shape& shape);
 

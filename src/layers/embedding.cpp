@@ -24,6 +24,8 @@ Embedding Embedding::load(LoadContext& load, const std::string& name, int vocab_
 }
 
 mx::array Embedding::operator()(const mx::array& ids) const {
+  if (const auto* packed = std::get_if<PackedMatrix>(&weight_))
+    return packed_rows(*packed, ids, dtype_);
   if (const auto* quantized = std::get_if<QuantizedMatrix>(&weight_))
     return quantized_rows(*quantized, ids, dtype_);
   return mx::take(std::get<mx::array>(weight_), ids, 0);

@@ -65,7 +65,11 @@ WeightMatrix load_weight_matrix(LoadContext& load, std::span<const Projection> p
                          take(".biases", groups, std::nullopt), spec->group_size, spec->bits};
   if (matrix.weight.dtype() != mx::uint32)
     throw std::invalid_argument(text("[weights] ", first, ".weight is quantised and must be U32."));
-  return matrix;
+  std::optional<PackedMatrix> packed = pack_for_device(matrix);
+  if (!packed) return matrix;
+  packed->strips.eval();
+  packed->strips.detach();  // from the matrix, whose memory is given back
+  return *packed;
 }
 
 Linear::Part Linear::load_part(LoadContext& load, std::span<const Projection> projections,
@@ -110,6 +114,8 @@ Linear::Linear(WeightMatrix weight, std::optional<mx::array> bias) {
 
 mx::array Linear::operator()(const mx::array& x) const {
   auto product = [&](const Part& part) {
+    if (const auto* packed = std::get_if<PackedMatrix>(&part.weight))
+      return packed_linear(x, *packed, part.bias);
     if (const auto* quantized = std::get_if<QuantizedMatrix>(&part.weight))
       return quantized_linear(x, *quantized, part.bias);
     return linear(x, std::get<mx::array>(part.weight), part.bias);

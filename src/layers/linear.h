@@ -7,13 +7,14 @@
 #include <variant>
 #include <vector>
 
-#include "kernels/linear.h"
+#include "kernels/packed_linear.h"
 #include "layers/load_context.h"
 
 namespace vllm_metal {
 
-// A matrix of weights, plain or quantised: what Linear and Embedding share.
-using WeightMatrix = std::variant<mx::array, QuantizedMatrix>;
+// A matrix of weights, plain or quantised, the latter in the device's own order where it has one:
+// what Linear and Embedding share.
+using WeightMatrix = std::variant<mx::array, QuantizedMatrix, PackedMatrix>;
 
 // One of the projections that a Linear computes.
 struct Projection {

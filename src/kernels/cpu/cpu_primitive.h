@@ -43,6 +43,7 @@ class CpuPrimitive : public mx::Primitive {
   mx::array with_contiguous_last_dimension(const mx::array& x) {
     return has_contiguous_last_dimension(x) ? x : copied(x);
   }
+  mx::array row_contiguous(const mx::array& x) { return x.flags().row_contiguous ? x : copied(x); }
 
  private:
   mx::array copied(const mx::array& x) {

@@ -4,17 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cpu/cpu_primitive.h"
-#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/linear_primitive.h"
 
 namespace vllm_metal::cpu {
 
 namespace {
-
-mx::Shape with_last_dimension(mx::Shape shape, int extent) {
-  shape.back() = extent;
-  return shape;
-}
 
 WeightRows dense_rows(const mx::array& weight) {
   return {.out_features = weight.shape(0),
@@ -23,13 +17,6 @@ WeightRows dense_rows(const mx::array& weight) {
           .stride = rows_of(weight).stride,
           .type = element_type_of(weight.dtype())};
 }
-
-struct Quantization {
-  int group_size;
-  int bits;
-
-  bool operator==(const Quantization&) const = default;
-};
 
 WeightRows quantized_weight_rows(const mx::array& weight, const mx::array& scales,
                                  const mx::array& biases, const Quantization& quantization) {
@@ -45,44 +32,6 @@ WeightRows quantized_weight_rows(const mx::array& weight, const mx::array& scale
           .biases = biases.data<void>(),
           .biases_stride = rows_of(biases).stride};
 }
-
-// What dense and quantised products share: `weight_of` finds the weight among the inputs
-// {x, ...weight, bias if there is one}.
-class LinearPrimitive : public CpuPrimitive {
- public:
-  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
-    return {with_last_dimension(inputs[0].shape(), inputs[1].shape(0))};
-  }
-
- protected:
-  void eval_product(const mx::array& x_input, const WeightRows& weight, const mx::array* bias_input,
-                    mx::array& out) {
-    allocate_output(out);
-    if (out.size() == 0) return;
-    const mx::array x = with_even_rows(x_input);
-    const TokenRows tokens{.elements = x.data<void>(),
-                           .type = element_type_of(x.dtype()),
-                           .num_tokens = static_cast<int64_t>(out.size()) / weight.out_features,
-                           .stride = rows_of(x).stride};
-    LinearOutput output{.elements = out.data<void>(),
-                        .type = element_type_of(out.dtype()),
-                        .bias = nullptr,
-                        .bias_type = ElementType::kFloat32};
-    if (bias_input != nullptr) {
-      const mx::array bias = with_contiguous_last_dimension(*bias_input);
-      output.bias = bias.data<void>();
-      output.bias_type = element_type_of(bias.dtype());
-    }
-    const Matmul product(weight, tokens, output);
-    // Allocated here, where running out of memory is still an exception; in rows, as no
-    // dimension may exceed an int.
-    constexpr int kRow = 1024;
-    const auto rows = static_cast<int>((product.workspace_floats() + kRow - 1) / kRow);
-    mx::array workspace = uninitialized({rows, kRow}, mx::float32);
-    hold(workspace);
-    dispatch([product, workspace = workspace.data<float>()] { product.run(workspace); });
-  }
-};
 
 // {x, weight[, bias]} -> {x · weightᵀ (+ bias)}
 class Linear : public LinearPrimitive {
@@ -149,25 +98,18 @@ class QuantizedRows : public CpuPrimitive {
   Quantization quantization_;
 };
 
-mx::array product(const mx::array& x, int out_features, std::shared_ptr<mx::Primitive> primitive,
-                  std::vector<mx::array> inputs, const std::optional<mx::array>& bias) {
-  if (bias) inputs.push_back(*bias);
-  return mx::array(with_last_dimension(x.shape(), out_features), x.dtype(), std::move(primitive),
-                   std::move(inputs));
-}
-
 }  // namespace
 
 mx::array linear(const mx::array& x, const mx::array& weight,
                  const std::optional<mx::array>& bias) {
-  return product(x, weight.shape(0), std::make_shared<Linear>(), {x, weight}, bias);
+  return make_product(x, weight.shape(0), std::make_shared<Linear>(), {x, weight}, bias);
 }
 
 mx::array quantized_linear(const mx::array& x, const QuantizedMatrix& weight,
                            const std::optional<mx::array>& bias) {
   auto primitive = std::make_shared<QuantizedLinear>(Quantization{weight.group_size, weight.bits});
-  return product(x, weight.out_features(), std::move(primitive),
-                 {x, weight.weight, weight.scales, weight.biases}, bias);
+  return make_product(x, weight.out_features(), std::move(primitive),
+                      {x, weight.weight, weight.scales, weight.biases}, bias);
 }
 
 mx::array quantized_rows(const QuantizedMatrix& matrix, const mx::array& ids, mx::Dtype dtype) {

@@ -49,31 +49,86 @@ bool spin_until(const Ready& ready) {
 // Set while this thread runs a body: parallel_for then runs inline.
 thread_local bool inside_body = false;
 
+// Consecutive ranges of a job that are left to do. The thread whose slice it is takes them from the
+// front, so that it reads memory in order; others help from the back.
+class alignas(64) Slice {
+ public:
+  void reset(uint32_t begin, uint32_t end) { bounds_.store(pack(begin, end)); }
+  void clear() { bounds_.store(0); }
+
+  bool take_front(int64_t& range) {
+    return take([&](uint32_t begin, uint32_t end) {
+      range = begin;
+      return pack(begin + 1, end);
+    });
+  }
+  bool take_back(int64_t& range) {
+    return take([&](uint32_t begin, uint32_t end) {
+      range = end - 1;
+      return pack(begin, end - 1);
+    });
+  }
+
+ private:
+  static uint64_t pack(uint32_t begin, uint32_t end) { return uint64_t{end} << 32 | begin; }
+
+  template <typename Rest>
+  bool take(const Rest& rest) {
+    uint64_t bounds = bounds_.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto begin = static_cast<uint32_t>(bounds), end = static_cast<uint32_t>(bounds >> 32);
+      if (begin >= end) return false;
+      if (bounds_.compare_exchange_weak(bounds, rest(begin, end), std::memory_order_relaxed))
+        return true;
+    }
+  }
+
+  std::atomic<uint64_t> bounds_{0};
+};
+
 struct Job {
   RangeBody body;
   const void* context;
   int64_t count;
   int64_t grain;
-  std::atomic<int64_t> next{0};
+  std::vector<Slice>& slices;  // one a thread
   std::mutex error_mutex{};
   std::exception_ptr error{};
 
   int64_t num_ranges() const { return (count + grain - 1) / grain; }
 
-  // Runs ranges until none is left. After an exception the remaining ones are dropped.
-  void work() {
+  // Deals the ranges out evenly.
+  void deal() {
+    const int64_t ranges = num_ranges();
+    const auto num_slices = static_cast<int64_t>(slices.size());
+    for (int64_t i = 0; i < num_slices; ++i) {
+      slices[static_cast<size_t>(i)].reset(static_cast<uint32_t>(ranges * i / num_slices),
+                                           static_cast<uint32_t>(ranges * (i + 1) / num_slices));
+    }
+  }
+
+  // Runs ranges until none is left, those of slice `own` first.
+  void work(size_t own) {
     inside_body = true;
-    int64_t begin;
-    while ((begin = next.fetch_add(grain, std::memory_order_relaxed)) < count) {
-      try {
-        body(context, begin, std::min(count, begin + grain));
-      } catch (...) {
-        std::lock_guard lock(error_mutex);
-        if (!error) error = std::current_exception();
-        next.store(count, std::memory_order_relaxed);
-      }
+    int64_t range;
+    while (slices[own].take_front(range)) run(range);
+    for (size_t i = 1; i < slices.size(); ++i) {
+      Slice& other = slices[(own + i) % slices.size()];
+      while (other.take_back(range)) run(range);
     }
     inside_body = false;
+  }
+
+  // After an exception the remaining ranges are dropped.
+  void run(int64_t range) {
+    try {
+      const int64_t begin = range * grain;
+      body(context, begin, std::min(count, begin + grain));
+    } catch (...) {
+      std::lock_guard lock(error_mutex);
+      if (!error) error = std::current_exception();
+      for (Slice& slice : slices) slice.clear();
+    }
   }
 };
 
@@ -81,19 +136,23 @@ struct Job {
 // worker that has not begun, so a short job costs no more than the caller's own work.
 class Pool {
  public:
-  void run(Job& job) {
+  // Returns what a body threw.
+  std::exception_ptr run(RangeBody body, const void* context, int64_t count, int64_t grain) {
     std::lock_guard turn(turn_);
     std::call_once(started_, [this] { start(); });
+    Job job{body, context, count, grain, slices_};
+    job.deal();
     post(job);
-    job.work();
+    job.work(0);
     withdraw();
+    return job.error;
   }
 
  private:
   void start() {
     for (int i = 1; i < num_threads(); ++i) {
       try {
-        std::thread worker([this] { worker_loop(); });
+        std::thread worker([this, i] { worker_loop(static_cast<size_t>(i)); });
         workers_.push_back(worker.native_handle());
         worker.detach();
       } catch (const std::system_error&) {
@@ -133,7 +192,7 @@ class Pool {
     left_.wait(lock, [this] { return num_working_.load(std::memory_order_acquire) == 0; });
   }
 
-  void worker_loop() {
+  void worker_loop(size_t slice) {
     uint64_t num_seen = 0;
     const auto has_news = [&] { return num_posted_.load(std::memory_order_acquire) != num_seen; };
     for (;;) {
@@ -145,14 +204,15 @@ class Pool {
       if (job == nullptr) continue;  // over before this worker woke up
       num_working_.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
-      job->work();
+      job->work(slice);
       lock.lock();
       if (num_working_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
     }
   }
 
   std::once_flag started_;
-  std::mutex turn_;  // held by the caller whose job runs; guards the next two
+  std::mutex turn_;  // held by the caller whose job runs; guards the next three
+  std::vector<Slice> slices_{static_cast<size_t>(num_threads())};
   std::vector<pthread_t> workers_;
   int core_of_caller_ = -1;  // of the last job's
   std::mutex mutex_;         // guards job_ and the counters' changes
@@ -199,9 +259,10 @@ void parallel_for(int64_t count, int64_t grain, RangeBody body, const void* cont
       body(context, begin, std::min(count, begin + grain));
     return;
   }
-  Job job{body, context, count, grain};
-  pool().run(job);
-  if (job.error) std::rethrow_exception(job.error);
+  // Ranges are counted in 32 bits.
+  constexpr int64_t kMaxRanges = int64_t{1} << 31;
+  grain = std::max(grain, (count + kMaxRanges - 1) / kMaxRanges);
+  if (const auto error = pool().run(body, context, count, grain)) std::rethrow_exception(error);
 }
 
 }  // namespace vllm_metal::cpu

@@ -9,12 +9,16 @@
 
 namespace vllm_metal::cpu {
 
+// Rows of a strip, see PackedMatrix.
+constexpr int kStripRows = 16;
+
 // A weight matrix [out_features, in_features]: dense, or in MLX's affine quantisation (see
-// QuantizedMatrix). Strides are in elements of what they step over; rows are contiguous within.
+// QuantizedMatrix), by rows or in strips. Strides are in elements of what they step over; rows are
+// contiguous within.
 struct WeightRows {
   int64_t out_features;
   int64_t in_features;
-  const void* elements;  // dense elements, or packed uint32 words
+  const void* elements;  // dense elements, packed uint32 words, or strips
   int64_t stride;
   ElementType type;        // of the dense elements, or of scales and biases
   int bits = 0;            // 0: dense
@@ -23,6 +27,7 @@ struct WeightRows {
   int64_t scales_stride = 0;
   const void* biases = nullptr;
   int64_t biases_stride = 0;
+  bool in_strips = false;  // quantised, with scales and biases among the elements; no strides
 };
 
 // Activations [num_tokens, in_features].

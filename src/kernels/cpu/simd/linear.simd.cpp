@@ -2,6 +2,7 @@
 #include "kernels/cpu/simd/linear.h"
 
 #include "kernels/cpu/simd/linear_parts.h"
+#include "kernels/cpu/simd/strips.h"
 #include "kernels/cpu/simd/weight_rows.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
@@ -9,11 +10,15 @@ namespace vllm_metal::cpu::VLLM_METAL_ISA {
 namespace {
 
 const StreamingKernels& streaming(const WeightRows& weight) {
-  return is_word_aligned(weight) ? words_kernels : rows_kernels;
+  return weight.in_strips ? strips_kernels : rows_kernels;
 }
 
 void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type, float* scratch) {
-  read_columns(weight, row, 0, weight.in_features, scratch);
+  if (weight.in_strips) {
+    read_strip_row(weight, row, scratch);
+  } else {
+    read_columns(weight, row, 0, weight.in_features, scratch);
+  }
   with_elements(out, type, [&]<typename Element>(const Element*) {
     from_float32(scratch, weight.in_features, (Element*)out);
   });

@@ -11,6 +11,7 @@
 // A block of rows is converted to float32 a depth at a time, then used for every panel. Each
 // sum runs over in_features from first to last.
 #include "kernels/cpu/simd/linear_parts.h"
+#include "kernels/cpu/simd/strips.h"
 #include "kernels/cpu/simd/transpose.h"
 #include "kernels/cpu/simd/vector.h"
 #include "kernels/cpu/simd/weight_rows.h"
@@ -21,8 +22,9 @@ namespace {
 
 constexpr int kTileRows = kNumRegisters == 32 ? 12 : 6;
 constexpr int kPanelTokens = 2 * kLanes;
-constexpr int kBlockRows = 48;  // a multiple of kTileRows and of kLanes
-static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0);
+constexpr int kBlockRows = 48;  // a multiple of kTileRows, of kLanes and of kStripRows
+static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0 &&
+              kBlockRows % kStripRows == 0);
 
 // Converted weights of a tile and of one panel stay in the first and second cache. The stride
 // is odd in cache lines, to spread rows over the cache's sets.
@@ -32,7 +34,7 @@ constexpr int64_t kWeightsStride = kMaxDepth + 16;
 struct Depths {
   explicit Depths(int64_t in_features)
       : count((in_features + kMaxDepth - 1) / kMaxDepth),
-        size(count == 0 ? 0 : round_up((in_features + count - 1) / count, 16)) {}
+        size(count == 0 ? 0 : round_up((in_features + count - 1) / count, kChunkColumns)) {}
   int64_t count;
   int64_t size;  // of each but the last
 };
@@ -124,8 +126,15 @@ void sum_tile(const float* weights, const float* panel, int64_t depth, bool star
 // Rows of the block beyond the matrix are zero.
 void read_block(const WeightRows& weight, int64_t row, int64_t num_rows, int64_t begin, int64_t end,
                 float* weights) {
-  for (int64_t r = 0; r < num_rows; ++r) {
-    read_columns(weight, row + r, begin, end, weights + r * kWeightsStride);
+  if (weight.in_strips) {  // whose absent rows are zero
+    for (int64_t r = 0; r < num_rows; r += kStripRows) {
+      read_strip(weight, (row + r) / kStripRows, begin, end, weights + r * kWeightsStride,
+                 kWeightsStride);
+    }
+    num_rows = round_up(num_rows, kStripRows);
+  } else {
+    for (int64_t r = 0; r < num_rows; ++r)
+      read_columns(weight, row + r, begin, end, weights + r * kWeightsStride);
   }
   for (int64_t r = num_rows; r < round_up(num_rows, kTileRows); ++r) {
     for (int64_t i = 0; i < end - begin; ++i) weights[r * kWeightsStride + i] = 0.0f;

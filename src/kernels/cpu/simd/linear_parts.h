@@ -6,11 +6,9 @@
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
-// Weights of 2, 4 or 8 bits in groups of whole words.
-bool is_word_aligned(const WeightRows& weight);
-extern const StreamingKernels words_kernels;
+extern const StreamingKernels strips_kernels;
 
-// Weights of every other form.
+// Weights by rows, dense and quantised.
 extern const StreamingKernels rows_kernels;
 
 extern const BlockedKernels blocked_kernels;
