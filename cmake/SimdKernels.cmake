@@ -10,10 +10,11 @@ file(GLOB VLLM_METAL_KERNEL_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DI
 
 string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
 if(_processor MATCHES "x86_64|amd64")
-  set(_isas baseline avx2 avx512)
+  set(_isas baseline avx2 avx512 avx512_bf16)
   set(_flags_baseline "")
   set(_flags_avx2 -mavx2 -mfma -mf16c)
   set(_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512)
+  set(_flags_avx512_bf16 ${_flags_avx512} -mavx512bf16)
 else()
   set(_isas baseline)  # NEON is part of the arm64 baseline
   set(_flags_baseline "")

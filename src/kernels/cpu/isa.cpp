@@ -29,6 +29,8 @@ const char* name_of(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   throw std::invalid_argument(text("[isa] unknown instruction set ", static_cast<int>(isa), "."));
 }
@@ -42,6 +44,7 @@ std::vector<Isa> supported_isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
   if (avx512) isas.push_back(Isa::kAvx512);
   if (avx2) isas.push_back(Isa::kAvx2);
 #endif

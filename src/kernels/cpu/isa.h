@@ -6,8 +6,8 @@
 namespace vllm_metal::cpu {
 
 // Instruction sets that the SIMD sources are compiled for. kBaseline is what every processor of
-// the architecture has (SSE2 on x86-64, NEON on arm64).
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+// the architecture has (SSE2 on x86-64, NEON on arm64). kAvx512Bf16 adds products of bfloat16.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 const char* name_of(Isa isa);
 

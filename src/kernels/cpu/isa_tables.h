@@ -13,10 +13,16 @@
   }                                            \
   namespace avx512 {                           \
   extern const Type name;                      \
+  }                                            \
+  namespace avx512_bf16 {                      \
+  extern const Type name;                      \
   }
 // Needs kernels/cpu/isa.h.
-#define VLLM_METAL_KERNELS_OF(isa, name) \
-  ((isa) == Isa::kAvx512 ? avx512::name : (isa) == Isa::kAvx2 ? avx2::name : baseline::name)
+#define VLLM_METAL_KERNELS_OF(isa, name)         \
+  ((isa) == Isa::kAvx512Bf16 ? avx512_bf16::name \
+   : (isa) == Isa::kAvx512   ? avx512::name      \
+   : (isa) == Isa::kAvx2     ? avx2::name        \
+                             : baseline::name)
 #else
 #define VLLM_METAL_DECLARE_KERNELS(Type, name) \
   namespace baseline {                         \

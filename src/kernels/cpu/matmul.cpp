@@ -11,15 +11,15 @@ namespace vllm_metal::cpu {
 
 namespace {
 
-// Up to here streaming is faster than blocks, which waste the lanes of absent tokens.
-constexpr int64_t kMaxStreamingTokens = 16;
-
 // Tokens of a block: enough to pay for the conversion of its weights, few enough that its
 // sums stay in the second cache. A multiple of every tokens_per_panel.
 constexpr int64_t kBlockTokens = 512;
 
 // Bytes of weights that a thread streams at a time: some microseconds of work.
 constexpr int64_t kStreamedBytes = 16 * 1024;
+
+// Tokens whose packing is worth a thread's waking.
+constexpr int64_t kPackedTokens = 16;
 
 constexpr int64_t kAlignment = 64 / sizeof(float);
 
@@ -52,11 +52,15 @@ int64_t streamed_rows(const WeightRows& weight) {
 Matmul::Matmul(const WeightRows& weight, const TokenRows& tokens, const LinearOutput& output)
     : kernels_(current_kernels()), weight_(weight), tokens_(tokens), output_(output) {}
 
-bool Matmul::is_streaming() const { return tokens_.num_tokens <= kMaxStreamingTokens; }
+const StreamingKernels& Matmul::streaming() const {
+  return kernels_.streaming(weight_, tokens_.type);
+}
+
+bool Matmul::is_streaming() const { return tokens_.num_tokens <= streaming().max_tokens; }
 
 int64_t Matmul::workspace_floats() const {
   const auto input_floats =
-      is_streaming() ? kernels_.streaming(weight_).input_floats : kernels_.blocked->input_floats;
+      is_streaming() ? streaming().input_floats : kernels_.blocked->input_floats;
   return input_floats(weight_, tokens_.num_tokens) + kAlignment;
 }
 
@@ -70,8 +74,10 @@ void Matmul::run(float* workspace) const {
 }
 
 void Matmul::run_streaming(float* input) const {
-  const StreamingKernels& kernels = kernels_.streaming(weight_);
-  kernels.pack(weight_, tokens_, input);
+  const StreamingKernels& kernels = streaming();
+  parallel_for(tokens_.num_tokens, kPackedTokens, [&](int64_t begin, int64_t end) {
+    kernels.pack(weight_, tokens_, begin, end, input);
+  });
   const int64_t rows = streamed_rows(weight_);
   const int64_t scratch_floats = kernels.scratch_floats(weight_, tokens_.num_tokens, rows);
   parallel_for(weight_.out_features, rows, [&](int64_t begin, int64_t end) {

@@ -19,6 +19,7 @@ class Matmul {
   void run(float* workspace) const;
 
  private:
+  const StreamingKernels& streaming() const;
   bool is_streaming() const;
   void run_streaming(float* input) const;
   void run_blocked(float* input) const;

@@ -63,9 +63,12 @@ struct LinearBlock {
 struct StreamingKernels {
   int64_t (*input_floats)(const WeightRows&, int64_t num_tokens);
   int64_t (*scratch_floats)(const WeightRows&, int64_t num_tokens, int64_t num_features);
-  void (*pack)(const WeightRows&, const TokenRows&, float* input);
+  // Tokens [begin, end).
+  void (*pack)(const WeightRows&, const TokenRows&, int64_t begin, int64_t end, float* input);
   void (*run)(const WeightRows&, const float* input, int64_t num_tokens, int64_t begin, int64_t end,
               const LinearOutput&, float* scratch);
+  // With more tokens, blocks are faster.
+  int64_t max_tokens;
 };
 
 // For many tokens: blocks of weights are converted to float32 once and used for all of them.
@@ -82,7 +85,8 @@ struct BlockedKernels {
 };
 
 struct LinearKernels {
-  const StreamingKernels& (*streaming)(const WeightRows&);  // the one for such a weight
+  // The ones for such a weight, and activations of that type.
+  const StreamingKernels& (*streaming)(const WeightRows&, ElementType);
   const BlockedKernels* blocked;
   // Row `row` of the matrix, to `out` [in_features] of `type`, by way of `scratch` [in_features].
   void (*read_row)(const WeightRows&, int64_t row, void* out, ElementType type, float* scratch);

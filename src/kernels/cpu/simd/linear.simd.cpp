@@ -9,8 +9,8 @@ namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
 namespace {
 
-const StreamingKernels& streaming(const WeightRows& weight) {
-  return weight.in_strips ? strips_kernels : rows_kernels;
+const StreamingKernels& streaming(const WeightRows& weight, ElementType activations) {
+  return weight.in_strips ? strips_kernels(activations) : rows_kernels;
 }
 
 void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type, float* scratch) {

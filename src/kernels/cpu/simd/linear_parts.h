@@ -6,7 +6,12 @@
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
-extern const StreamingKernels strips_kernels;
+// For a weight in strips and activations of that type.
+const StreamingKernels& strips_kernels(ElementType activations);
+
+// Up to here streaming weights by rows is faster than blocks, which waste the lanes of absent
+// tokens.
+constexpr int64_t kMaxStreamingTokens = 16;
 
 // Weights by rows, dense and quantised.
 extern const StreamingKernels rows_kernels;

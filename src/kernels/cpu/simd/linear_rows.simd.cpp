@@ -73,9 +73,11 @@ int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num
   return num_tokens * num_features + dequantized_floats(weight);
 }
 
-void pack(const WeightRows& weight, const TokenRows& tokens, float* input) {
+void pack(const WeightRows& weight, const TokenRows& tokens, int64_t begin, int64_t end,
+          float* input) {
   with_elements(tokens.elements, tokens.type, [&](const auto* x) {
-    for (int64_t token = 0; token < tokens.num_tokens; ++token, x += tokens.stride) {
+    x += begin * tokens.stride;
+    for (int64_t token = begin; token < end; ++token, x += tokens.stride) {
       const PackedToken place(token, tokens.num_tokens, padded_features(weight));
       float* packed = input + place.offset;
       int64_t i = 0;
@@ -133,6 +135,7 @@ void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64
 
 }  // namespace
 
-const StreamingKernels rows_kernels = {input_floats, scratch_floats, pack, run};
+const StreamingKernels rows_kernels = {input_floats, scratch_floats, pack, run,
+                                       kMaxStreamingTokens};
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA
