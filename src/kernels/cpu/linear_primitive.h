@@ -4,10 +4,12 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/cpu_primitive.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/workspace.h"
 
 namespace vllm_metal::cpu {
 
@@ -51,13 +53,8 @@ class LinearPrimitive : public CpuPrimitive {
       output.bias_type = element_type_of(bias.dtype());
     }
     const Matmul product(weight, tokens, output);
-    // Allocated here, where running out of memory is still an exception; in rows, as no
-    // dimension may exceed an int.
-    constexpr int kRow = 1024;
-    const auto rows = static_cast<int>((product.workspace_floats() + kRow - 1) / kRow);
-    mx::array workspace = uninitialized({rows, kRow}, mx::float32);
-    hold(workspace);
-    dispatch([product, workspace = workspace.data<float>()] { product.run(workspace); });
+    auto workspace = stream_workspace(stream(), product.workspace_floats());
+    dispatch([product, workspace = std::move(workspace)] { product.run(workspace->data()); });
   }
 };
 

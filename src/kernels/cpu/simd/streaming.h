@@ -12,9 +12,12 @@ namespace vllm_metal::cpu::VLLM_METAL_ISA {
 constexpr int kMaxTileTokens = kNumRegisters == 32 ? 8 : 4;
 constexpr int kMaxTileRows = 4;
 
-// One token leaves registers for more rows, which gives independent sums to overlap.
+// Few tokens leave registers for more rows, which gives independent sums to overlap. With one token
+// memory is what counts: it is fastest read from first to last.
 template <int Tokens>
-constexpr int kTileRows = Tokens == 1 || (Tokens <= 4 && kNumRegisters == 32) ? kMaxTileRows : 2;
+constexpr int kTileRows = Tokens == 1                          ? 1
+                          : Tokens <= 4 && kNumRegisters == 32 ? kMaxTileRows
+                                                               : 2;
 
 // Weights are prefetched this far ahead of their use: a row is too short for the processor to
 // notice in time that it is being streamed.
