@@ -6,7 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "kernels/kernel_test.h"
+#include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
@@ -111,6 +111,37 @@ TEST_F(KVWrite, FallbackWritesTheSame) {
     kv_write_fallback(other_view, keys, values);
     expect_equal(cache.keys, other.keys);
     expect_equal(cache.values, other.values);
+  }
+}
+
+TEST_F(KVWrite, OddSizesWhereverTheyLie) {
+  for (mx::Dtype dtype : kDtypes) {
+    for (int head_dim : kOddSizes) {
+      for (const auto& [num_tokens, num_heads] : {std::pair{1, 7}, {7, 3}, {40, 1}}) {
+        for (Placement placement : kPlacements) {
+          SCOPED_TRACE(testing::Message() << num_tokens << " x " << num_heads << " x " << head_dim
+                                          << ", " << text_of(placement));
+          std::vector<int32_t> slots(50);
+          std::iota(slots.begin(), slots.end(), 0);
+          std::shuffle(slots.begin(), slots.end(), std::mt19937(head_dim));
+          slots.resize(num_tokens);
+          const auto tokens = mx::unflatten(
+              placed(random_array({num_tokens, num_heads * head_dim}, dtype, 20), placement), 1,
+              {num_heads, head_dim});
+          Cache cache = make_cache(50, num_heads, head_dim, dtype);
+          Cache other = make_cache(50, num_heads, head_dim, dtype);
+          const auto expected = written(cache.keys, tokens, slots);
+          const BatchLayout layout = layout_of(slots);
+          KVView view{cache.keys, cache.values, layout};
+          KVView other_view{other.keys, other.values, layout};
+          kv_write(view, tokens, tokens);
+          kv_write_fallback(other_view, tokens, tokens);
+          ASSERT_EQ(values_of(cache.keys), expected);
+          ASSERT_NO_FATAL_FAILURE(expect_equal(cache.keys, other.keys));
+          ASSERT_NO_FATAL_FAILURE(expect_equal(cache.values, other.values));
+        }
+      }
+    }
   }
 }
 

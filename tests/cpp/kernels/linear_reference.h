@@ -15,17 +15,19 @@
 namespace vllm_metal::testing_support {
 
 // What a product may differ from float64 by: `sum` times the sum of the absolute products, for
-// adding up in float32, and `rounding` times the result, for the result's dtype.
+// adding up in float32, and `rounding` times the result, for the result's dtype. The fallbacks, of
+// MLX's own ops, also round on the way.
 struct ProductTolerance {
   mx::Dtype dtype;
   double sum;
   double rounding;
+  double fallback_sum;
 };
 
 inline const ProductTolerance kProductTolerances[] = {
-    {mx::float32, 1e-6, 0x1p-24},
-    {mx::float16, 1e-6, 0x1p-11},
-    {mx::bfloat16, 1e-6, 0x1p-8},
+    {mx::float32, 1e-6, 0x1p-24, 4e-6},
+    {mx::float16, 1e-6, 0x1p-11, 8e-3},
+    {mx::bfloat16, 1e-6, 0x1p-8, 6e-2},
 };
 
 inline const ProductTolerance& product_tolerance_of(mx::Dtype dtype) {

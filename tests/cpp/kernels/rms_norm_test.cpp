@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "kernels/kernel_test.h"
+#include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
@@ -82,6 +82,31 @@ TEST_P(RmsNorm, FallbackAgrees) {
   const auto [sum_fallback, normalized_fallback] = add_rms_norm_fallback(x, residual, weight, kEps);
   expect_equal(sum, sum_fallback);
   expect_close(normalized, values_of(normalized_fallback), fallback_tolerance_of(dtype()));
+}
+
+TEST_P(RmsNorm, OddSizesWhereverTheyLie) {
+  size_t next = 0;
+  for (int width : kOddSizes) {
+    for (int rows : {1, 2, 7, 17, 33}) {
+      for (Placement placement : kPlacements) {
+        SCOPED_TRACE(testing::Message() << rows << " x " << width << ", " << text_of(placement));
+        const auto x = placed(random_array({rows, width}, dtype(), 20), placement);
+        const auto residual =
+            placed(random_array({rows, width}, dtype(), 21), kPlacements[next++ % 3]);
+        const auto weight = mx::slice(random_array({width + 1}, dtype(), 22), {1}, {width + 1});
+        const auto loose = fallback_tolerance_of(dtype());
+        auto expected = reference(values_of(x), values_of(weight));
+        expect_close(rms_norm(x, weight, kEps), expected);
+        expect_close(rms_norm_fallback(x, weight, kEps), expected, loose);
+        expected = reference(values_of(x + residual), values_of(weight));
+        const auto [sum, normalized] = add_rms_norm(x, residual, weight, kEps);
+        expect_equal(sum, x + residual);
+        expect_close(normalized, expected);
+        expect_close(add_rms_norm_fallback(x, residual, weight, kEps).second, expected, loose);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 class RmsNormOnce : public KernelTest {};

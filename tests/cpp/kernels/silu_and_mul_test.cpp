@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "kernels/kernel_test.h"
+#include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
@@ -61,6 +61,21 @@ TEST_P(SiluAndMul, FallbackAgrees) {
   const auto gate_up = random_array({3, 130}, dtype(), 5, 3.0f);
   expect_close(silu_and_mul(gate_up), values_of(silu_and_mul_fallback(gate_up)),
                fallback_tolerance_of(dtype()));
+}
+
+TEST_P(SiluAndMul, OddSizesWhereverTheyLie) {
+  for (int width : kOddSizes) {
+    for (int rows : {1, 2, 7, 17, 33}) {
+      for (Placement placement : kPlacements) {
+        SCOPED_TRACE(testing::Message() << rows << " x " << width << ", " << text_of(placement));
+        const auto gate_up = placed(random_array({rows, 2 * width}, dtype(), 20, 3.0f), placement);
+        const auto expected = reference(gate_up);
+        expect_close(silu_and_mul(gate_up), expected);
+        expect_close(silu_and_mul_fallback(gate_up), expected, fallback_tolerance_of(dtype()));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 class SiluAndMulOnce : public KernelTest {};

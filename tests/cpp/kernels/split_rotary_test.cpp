@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "kernels/kernel_test.h"
+#include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
@@ -122,6 +122,28 @@ TEST_P(SplitRotary, FallbackAgrees) {
         split_rotary(qkv, cos_sin, heads),
         {values_of(expected.queries), values_of(expected.keys), values_of(expected.values)},
         fallback_tolerance_of(dtype()));
+  }
+}
+
+TEST_P(SplitRotary, OddSizesWhereverTheyLie) {
+  for (int head_dim : kOddSizes) {
+    for (const auto& [num_heads, num_kv_heads] : {std::pair{1, 1}, {7, 1}, {6, 3}}) {
+      for (Placement placement : kPlacements) {
+        const HeadCounts heads{num_heads, num_kv_heads, head_dim};
+        const int num_tokens = num_heads == 6 ? 33 : num_heads;
+        const int width = (num_heads + 2 * num_kv_heads) * head_dim;
+        SCOPED_TRACE(testing::Message() << num_tokens << " tokens, " << num_heads << " heads of "
+                                        << head_dim << ", " << text_of(placement));
+        const auto qkv = placed(random_array({num_tokens, width}, dtype(), 20), placement);
+        for (int rotary_dim : {head_dim / 2 * 2, head_dim / 4 * 2}) {
+          const auto cos_sin = placed(angles(num_tokens, rotary_dim, 5), placement);
+          const auto expected = reference(qkv, cos_sin, heads);
+          expect_matches(split_rotary(qkv, cos_sin, heads), expected);
+          expect_matches(split_rotary_fallback(qkv, cos_sin, heads), expected);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/attention_batch.h"
+#include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
@@ -162,6 +163,31 @@ TEST_P(VarlenAttention, FallbackAgrees) {
     expect_close(fallback, attention_reference(inputs, scale_of(32)),
                  fallback_tolerance_of(dtype()));
     expect_close(run(inputs, batch), values_of(fallback), fallback_tolerance_of(dtype()));
+  }
+}
+
+TEST_P(VarlenAttention, OddSizesWhereverTheyLie) {
+  const std::vector<RequestShape> requests{{129, 33}, {17, 7}, {1, 1}, {33, 1}, {7, 7}};
+  const std::vector<int> block_sizes{0, 1, 7, 16, 33, 129};
+  size_t next = 0;
+  for (int head_dim : kOddSizes) {
+    for (const auto& [num_heads, num_kv_heads] : {std::pair{1, 1}, {7, 1}, {6, 3}}) {
+      for (Placement placement : kPlacements) {
+        const int block_size = block_sizes[next++ % block_sizes.size()];
+        SCOPED_TRACE(testing::Message()
+                     << num_heads << "/" << num_kv_heads << " x " << head_dim << ", blocks of "
+                     << block_size << ", " << text_of(placement));
+        auto inputs = make_inputs(requests, {num_heads, num_kv_heads, head_dim}, dtype());
+        inputs.queries = mx::unflatten(placed(mx::flatten(inputs.queries, 1, 2), placement), 1,
+                                       {num_heads, head_dim});
+        const auto expected = attention_reference(inputs, scale_of(head_dim));
+        const auto batch = place(requests, block_size);
+        expect_close(run(inputs, batch), expected);
+        expect_close(run(inputs, batch, varlen_attention_fallback), expected,
+                     fallback_tolerance_of(dtype()));
+        if (HasFatalFailure()) return;
+      }
+    }
   }
 }
 
