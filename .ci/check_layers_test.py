@@ -48,6 +48,8 @@ def test_a_correct_tree_passes(tree):
         ("src/odd/a.cpp", "", "folder odd has no place"),
         ("src/models/a.cpp", '#include "models/missing.h"', "is no file of src/"),
         ("src/models/a.cpp", 'auto x = std::getenv("HOME");', "getenv"),
+        ("src/models/a.cpp", "auto f = mx::compile(g);", "mx::compile"),
+        ("src/models/a.cpp", "#include <mlx/compile.h>", "mx::compile"),
         ("src/models/a.h", "namespace a {\n  using namespace b;\n}", "using namespace"),
         ("src/models/a.h", "#if defined(__APPLE__)\n#endif", "depends on the device"),
     ],
