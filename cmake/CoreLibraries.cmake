@@ -8,7 +8,8 @@ target_compile_options(vllm_metal_options INTERFACE
   -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -fno-math-errno -fno-trapping-math)
 if(VLLM_METAL_SANITIZE)
   string(REPLACE ";" "," _sanitizers "${VLLM_METAL_SANITIZE}")
-  target_compile_options(vllm_metal_options INTERFACE -fsanitize=${_sanitizers} -fno-omit-frame-pointer -g)
+  target_compile_options(vllm_metal_options INTERFACE
+    -fsanitize=${_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
   target_link_options(vllm_metal_options INTERFACE -fsanitize=${_sanitizers})
 endif()
 

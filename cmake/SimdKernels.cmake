@@ -20,18 +20,25 @@ else()
   set(_flags_baseline "")
 endif()
 
+string(REPLACE ";" "," _simd_sanitizers "${VLLM_METAL_SANITIZE}")
+if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  # With all of UBSan's checks in every inlined lane, g++ needs a quarter of an hour a file.
+  string(REPLACE "undefined" "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"
+    _simd_sanitizers "${_simd_sanitizers}")
+endif()
+
 foreach(_isa IN LISTS _isas)
   if(_simd_sources)
     add_library(vllm_metal_simd_${_isa} OBJECT ${_simd_sources})
     target_include_directories(vllm_metal_simd_${_isa} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/src")
     target_compile_definitions(vllm_metal_simd_${_isa} PRIVATE VLLM_METAL_ISA=${_isa})
     target_compile_options(vllm_metal_simd_${_isa} PRIVATE -O3 -fno-trapping-math -ffp-contract=fast -Wno-psabi ${_flags_${_isa}})
-    # Not vllm_metal_options: with UBSan's checks in every inlined lane, g++ needs a quarter of an
-    # hour a file. Bounds stay checked by ASan.
+    # Not vllm_metal_options: see below for sanitizers.
     target_compile_features(vllm_metal_simd_${_isa} PRIVATE cxx_std_20)
     target_compile_options(vllm_metal_simd_${_isa} PRIVATE -Wall -Wextra -Wno-unused-parameter -fno-math-errno)
-    if(VLLM_METAL_SANITIZE MATCHES "address")
-      target_compile_options(vllm_metal_simd_${_isa} PRIVATE -fsanitize=address -fno-omit-frame-pointer -g)
+    if(_simd_sanitizers)
+      target_compile_options(vllm_metal_simd_${_isa} PRIVATE
+        -fsanitize=${_simd_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
     endif()
     list(APPEND VLLM_METAL_KERNEL_SOURCES "$<TARGET_OBJECTS:vllm_metal_simd_${_isa}>")
   endif()

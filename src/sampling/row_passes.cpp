@@ -6,8 +6,10 @@
 #include <limits>
 
 // x86-64 at its oldest has vectors of four floats: functions so marked are compiled for newer ones
-// as well, and the loader picks. Elsewhere the baseline is what there is.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
+// as well, and the loader picks. Elsewhere the baseline is what there is; so it is with the thread
+// sanitizer, which is not ready when the loader asks.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute) && \
+    !defined(__SANITIZE_THREAD__)
 #if __has_attribute(target_clones)
 #define VLLM_METAL_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
