@@ -3,7 +3,7 @@
 # is installed into .venv by scripts/setup_env.py.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint format bench bench-peers stubs lock setup clean distclean
+.PHONY: help serve test test-fast test-ops-full test-sanitizers lint format bench bench-peers stubs lock setup clean distclean
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
@@ -18,7 +18,7 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export MODEL PORT ARGS PYTHON
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables of serve: MODEL=directory|file.gguf|hub/name  PORT=8000  ARGS="--max-model-len 2048"'
 	@echo '  PYTHON=python3.12 chooses the interpreter of .venv.'
 
@@ -39,6 +39,13 @@ test: setup  ## set up and run all tests: C++, plugin, parity, end to end
 
 test-fast: setup  ## the tests that need neither a server nor the real model
 	$(call run_tests,-m "not slow")
+
+test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batches, an hour
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels
+	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_kernels --gtest_filter='*Table*'
+
+test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hour
+	@scripts/test_sanitizers.sh asan tsan
 
 lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
 	$(PY) scripts/lint.py
