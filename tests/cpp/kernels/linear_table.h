@@ -11,6 +11,7 @@
 
 #include "common/text.h"
 #include "kernels/linear_reference.h"
+#include "kernels/packed_linear.h"
 #include "kernels/table_cases.h"
 
 namespace vllm_metal::testing_support {
@@ -62,6 +63,7 @@ inline std::vector<int> widths_of(const WeightFormat& format) {
 struct TableWeight {
   std::optional<mx::array> dense;
   std::optional<QuantizedMatrix> quantized;
+  std::optional<PackedMatrix> packed;  // where the device has kernels for it
   Matrix values;
   Matrix magnitudes;
 
@@ -80,7 +82,8 @@ inline TableWeight make_weight(const WeightFormat& format, int out_features, int
     const mx::array weight = random_array({out_features, in_features}, format.dtype, 50);
     Matrix values = matrix_of(weight);
     Matrix magnitudes = absolute(values);
-    return {placed(weight, placement), std::nullopt, std::move(values), std::move(magnitudes)};
+    return {placed(weight, placement), std::nullopt, std::nullopt, std::move(values),
+            std::move(magnitudes)};
   }
   QuantizedMatrix matrix =
       random_quantized(out_features, in_features, format.group_size, format.bits, format.dtype, 51);
@@ -90,7 +93,8 @@ inline TableWeight make_weight(const WeightFormat& format, int out_features, int
   Dequantized reference = dequantize(matrix);
   for (mx::array* part : {&matrix.weight, &matrix.scales, &matrix.biases})
     *part = placed(*part, placement);
-  return {std::nullopt, matrix, std::move(reference.values), std::move(reference.magnitudes)};
+  return {std::nullopt, matrix, pack_for_device(matrix), std::move(reference.values),
+          std::move(reference.magnitudes)};
 }
 
 // x · weightᵀ + bias in float64, and the sums of the products' magnitudes.

@@ -74,6 +74,10 @@ void LinearTable::check(const TableWeight& weight, const Case& c, int num_tokens
   const mx::array y = weight.product(x, bias);
   ASSERT_EQ(y.dtype(), c.dtype);
   ASSERT_EQ(first_error(y, expected, tolerance.sum, tolerance.rounding), "");
+  if (weight.packed) {
+    const mx::array packed = packed_linear(x, *weight.packed, bias);
+    ASSERT_EQ(first_error(packed, expected, tolerance.sum, tolerance.rounding), "") << "packed";
+  }
   ASSERT_EQ(
       first_error(weight.fallback(x, bias), expected, tolerance.fallback_sum, tolerance.rounding),
       "")
@@ -114,6 +118,10 @@ TEST_P(LinearTable, RowsOfQuantizedMatrices) {
       const ProductTolerance& tolerance = product_tolerance_of(c.dtype);
       const mx::array rows = quantized_rows(*weight.quantized, taken, c.dtype);
       ASSERT_EQ(first_error(rows, expected, tolerance.sum, tolerance.rounding), "");
+      if (weight.packed) {
+        const mx::array packed = packed_rows(*weight.packed, taken, c.dtype);
+        ASSERT_EQ(first_error(packed, expected, tolerance.sum, tolerance.rounding), "") << "packed";
+      }
       set_device_kernels_enabled(false);
       const mx::array fallback = quantized_rows(*weight.quantized, taken, c.dtype);
       set_device_kernels_enabled(true);
