@@ -14,7 +14,7 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 # AVX and later, whatever the width of the registers: their encodings, and so their names, are new.
 NEWER_INSTRUCTION = re.compile(r"\t(?:v[a-z]|k(?:mov|and|x?or|x?nor|not|unpck|test|add|shift))")
 # By cpu/isa.h: the kernels' namespaces. By the loader: what the compiler clones (target_clones).
-CHOSEN_AT_RUN_TIME = re.compile(r"3cpu(?:4avx2|6avx512)|\.(?:avx2|avx512f)(?:\.|$)")
+CHOSEN_AT_RUN_TIME = re.compile(r"3cpu(?:4avx2|6avx512|11avx512_bf16)|\.(?:avx2|avx512f)(?:\.|$)")
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("objdump") is None,
