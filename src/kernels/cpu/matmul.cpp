@@ -44,7 +44,7 @@ int64_t row_bytes(const WeightRows& weight) {
 
 // A multiple of the rows that kernels take together.
 int64_t streamed_rows(const WeightRows& weight) {
-  return std::clamp<int64_t>(kStreamedBytes / row_bytes(weight) / 16 * 16, 16, 512);
+  return std::clamp<int64_t>(kStreamedBytes / row_bytes(weight) / 32 * 32, 32, 512);
 }
 
 }  // namespace

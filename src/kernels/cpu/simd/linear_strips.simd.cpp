@@ -20,10 +20,6 @@ int64_t input_floats(const WeightRows& weight, int64_t num_tokens) {
   return num_tokens * (inputs_of_token<Steps>(weight) + weight.in_features / weight.group_size);
 }
 
-int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
-  return num_tokens * round_up(num_features, kStripRows);
-}
-
 template <typename Steps, typename Element>
 void pack_token(const WeightRows& weight, const Element* x, typename Steps::Input* packed,
                 float* group_sums) {
@@ -141,24 +137,11 @@ struct StripTile {
     }
   }
 
-  // `Strips` strips by all tokens.
-  template <int Strips>
-  void run_strips(const char* strip, const Input* x, const float* group_sums, int64_t num_tokens,
-                  float* sums, int64_t sums_stride) const {
-    int64_t token = 0;
-    while (token < num_tokens) {
-      const int64_t rest = num_tokens - token;
-      const int64_t count = rest < kTileTokens ? rest : kTileTokens;
-      run_tokens<Strips, kTileTokens>(count, strip, x + token * inputs,
-                                      group_sums + token * layout.num_groups,
-                                      sums + token * sums_stride, sums_stride);
-      token += count;
-    }
-  }
-
+  // `Strips` strips by `count` tokens, at most `Tokens`.
   template <int Strips, int Tokens>
-  void run_tokens(int64_t count, const char* strip, const Input* x, const float* group_sums,
-                  float* sums, int64_t sums_stride) const {
+  __attribute__((noinline)) void run_tokens(int64_t count, const char* strip, const Input* x,
+                                            const float* group_sums, float* sums,
+                                            int64_t sums_stride) const {
     if (count < Tokens) {
       if constexpr (Tokens > 1)
         run_tokens<Strips, Tokens - 1>(count, strip, x, group_sums, sums, sums_stride);
@@ -176,33 +159,79 @@ struct StripTile {
   }
 };
 
-// Rows [begin, end); `begin` is a multiple of kStripRows.
+// ---- Results ----
+
+constexpr int64_t kTileRows = kTileStrips * kStripRows;
+
+int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num_features) {
+  return kTileTokens * kTileRows + round_up(num_features, kTileRows);
+}
+
+// The output's bias of features [begin, end) as float32, zeros where it has none.
+void read_bias(const LinearOutput& output, int64_t begin, int64_t end, float* bias) {
+  if (output.bias == nullptr) {
+    __builtin_memset(bias, 0, (end - begin) * sizeof(float));
+  } else {
+    with_elements(output.bias, output.bias_type,
+                  [&](const auto* elements) { to_float32(elements + begin, end - begin, bias); });
+  }
+}
+
+// Writes sums [num_tokens, kTileRows], of which `num_rows` count, plus the bias.
+template <typename Element>
+void write_tile(const float* sums, const float* bias, int64_t num_tokens, int64_t num_rows,
+                Element* out, int64_t out_stride) {
+  for (int64_t token = 0; token < num_tokens; ++token, sums += kTileRows, out += out_stride) {
+    int64_t row = 0;
+    for (; row + kLanes <= num_rows; row += kLanes)
+      store(out + row, load(sums + row) + load(bias + row));
+    if (row < num_rows) store_first(out + row, load(sums + row) + load(bias + row), num_rows - row);
+  }
+}
+
+// Rows [begin, end) by all tokens; `begin` is a multiple of kStripRows. Strips stay in the first
+// cache while the tokens pass.
+template <typename Scale, typename Steps, typename Element>
+void run_rows(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
+              int64_t end, const LinearOutput& output, float* scratch) {
+  const StripLayout layout(weight);
+  const StripTile<Scale, Steps> tile{layout, weight.in_features / kChunkColumns * Steps::kSteps};
+  const auto* inputs = (const typename Steps::Input*)input;
+  const float* group_sums = input + num_tokens * tile.inputs;
+  float* sums = scratch;
+  float* bias = scratch + kTileTokens * kTileRows;
+  read_bias(output, begin, end, bias);
+  for (int64_t row = begin; row < end; row += kTileRows) {
+    const char* strip = (const char*)weight.elements + row / kStripRows * layout.strip_bytes;
+    const int64_t num_rows = end - row < kTileRows ? end - row : kTileRows;
+    for (int64_t token = 0; token < num_tokens; token += kTileTokens) {
+      const int64_t count = num_tokens - token < kTileTokens ? num_tokens - token : kTileTokens;
+      const auto* x = inputs + token * tile.inputs;
+      const float* token_sums = group_sums + token * layout.num_groups;
+      if (num_rows > (kTileStrips - 1) * kStripRows) {
+        tile.template run_tokens<kTileStrips, kTileTokens>(count, strip, x, token_sums, sums,
+                                                           kTileRows);
+      } else {
+        tile.template run_tokens<1, kTileTokens>(count, strip, x, token_sums, sums, kTileRows);
+      }
+      write_tile(sums, bias + (row - begin), count, num_rows,
+                 (Element*)output.elements + token * weight.out_features + row,
+                 weight.out_features);
+    }
+  }
+}
+
 template <template <int> class Steps>
 void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
          int64_t end, const LinearOutput& output, float* scratch) {
-  const StripLayout layout(weight);
-  const int64_t inputs = inputs_of_token<Steps>(weight);
-  const float* group_sums = input + num_tokens * inputs;
-  const int64_t stride = round_up(end - begin, kStripRows);
   with_elements(weight.elements, weight.type, [&]<typename Scale>(const Scale*) {
     with_bits(weight.bits, [&]<int Bits>() {
-      const StripTile<Scale, Steps<Bits>> tile{layout, inputs};
-      const auto* x = (const typename Steps<Bits>::Input*)input;
-      const char* strip = (const char*)weight.elements + begin / kStripRows * layout.strip_bytes;
-      int64_t row = begin;
-      for (; row + (kTileStrips - 1) * kStripRows < end; row += kTileStrips * kStripRows) {
-        tile.template run_strips<kTileStrips>(strip, x, group_sums, num_tokens,
-                                              scratch + (row - begin), stride);
-        strip += kTileStrips * layout.strip_bytes;
-      }
-      if (row < end)
-        tile.template run_strips<1>(strip, x, group_sums, num_tokens, scratch + (row - begin),
-                                    stride);
+      with_elements(output.elements, output.type, [&]<typename Element>(const Element*) {
+        run_rows<Scale, Steps<Bits>, Element>(weight, input, num_tokens, begin, end, output,
+                                              scratch);
+      });
     });
   });
-  for (int64_t token = 0; token < num_tokens; ++token)
-    write_features(output, weight.out_features, token, begin, end - begin,
-                   scratch + token * stride);
 }
 
 template <template <int> class Steps>
