@@ -56,11 +56,12 @@ const StreamingKernels& Matmul::streaming() const {
   return kernels_.streaming(weight_, tokens_.type);
 }
 
+const BlockedKernels& Matmul::blocked() const { return kernels_.blocked(weight_, tokens_.type); }
+
 bool Matmul::is_streaming() const { return tokens_.num_tokens <= streaming().max_tokens; }
 
 int64_t Matmul::workspace_floats() const {
-  const auto input_floats =
-      is_streaming() ? streaming().input_floats : kernels_.blocked->input_floats;
+  const auto input_floats = is_streaming() ? streaming().input_floats : blocked().input_floats;
   return input_floats(weight_, tokens_.num_tokens) + kAlignment;
 }
 
@@ -87,7 +88,7 @@ void Matmul::run_streaming(float* input) const {
 }
 
 void Matmul::run_blocked(float* input) const {
-  const BlockedKernels& kernels = *kernels_.blocked;
+  const BlockedKernels& kernels = blocked();
   parallel_for(
       divide_up(tokens_.num_tokens, kernels.tokens_per_panel), 1,
       [&](int64_t begin, int64_t end) { kernels.pack(weight_, tokens_, begin, end, input); });

@@ -20,6 +20,7 @@ class Matmul {
 
  private:
   const StreamingKernels& streaming() const;
+  const BlockedKernels& blocked() const;
   bool is_streaming() const;
   void run_streaming(float* input) const;
   void run_blocked(float* input) const;

@@ -87,7 +87,7 @@ struct BlockedKernels {
 struct LinearKernels {
   // The ones for such a weight, and activations of that type.
   const StreamingKernels& (*streaming)(const WeightRows&, ElementType);
-  const BlockedKernels* blocked;
+  const BlockedKernels& (*blocked)(const WeightRows&, ElementType);
   // Row `row` of the matrix, to `out` [in_features] of `type`, by way of `scratch` [in_features].
   void (*read_row)(const WeightRows&, int64_t row, void* out, ElementType type, float* scratch);
 };

@@ -26,6 +26,6 @@ void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type
 
 }  // namespace
 
-const LinearKernels linear_kernels = {streaming, &blocked_kernels, read_row};
+const LinearKernels linear_kernels = {streaming, blocked_kernels, read_row};
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA

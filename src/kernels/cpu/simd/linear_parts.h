@@ -16,6 +16,6 @@ constexpr int64_t kMaxStreamingTokens = 16;
 // Weights by rows, dense and quantised.
 extern const StreamingKernels rows_kernels;
 
-extern const BlockedKernels blocked_kernels;
+const BlockedKernels& blocked_kernels(const WeightRows& weight, ElementType activations);
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA
