@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,3 +39,16 @@ def run(command: Iterable[object], what: str, **environment: str) -> None:
     result = subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, check=False)
     if result.returncode != 0:
         raise SetupError(f"{what} failed (exit code {result.returncode}): {' '.join(words)}")
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a command of ours; an error that says it all is printed without a trace."""
+    try:
+        work()
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command resumes.", file=sys.stderr)
+        return 130
+    return 0

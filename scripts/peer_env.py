@@ -16,7 +16,7 @@ from pathlib import Path
 
 import preflight
 import uv_tool
-from checkout import CACHE, REQUIREMENTS, VENV_PYTHON, SetupError, run, say
+from checkout import CACHE, REQUIREMENTS, VENV_PYTHON, SetupError, exit_code, run, say
 from setup_env import digest, setup_lock
 
 KEY_FILE = "vllm_metal_key"
@@ -96,16 +96,12 @@ def main() -> int:
     if not names or set(names) - set(PEERS):
         print(f"usage: {sys.argv[0]} {'|'.join(PEERS)}…", file=sys.stderr)
         return 2
-    try:
+
+    def ensure_all() -> None:
         for name in names:
             print(ensure(name))
-    except SetupError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command resumes.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(ensure_all)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import preflight
 import setup_env
-from checkout import VENV, VENV_PYTHON, SetupError, say
+from checkout import VENV, VENV_PYTHON, SetupError, exit_code, say
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
@@ -89,15 +89,7 @@ def serve() -> None:
 
 
 def main() -> int:
-    try:
-        serve()
-    except SetupError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command resumes.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(serve)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,18 @@ from pathlib import Path
 import preflight
 import uv_tool
 import vllm_source
-from checkout import BUILD, CACHE, REQUIREMENTS, ROOT, VENV, VENV_PYTHON, SetupError, run, say
+from checkout import (
+    BUILD,
+    CACHE,
+    REQUIREMENTS,
+    ROOT,
+    VENV,
+    VENV_PYTHON,
+    SetupError,
+    exit_code,
+    run,
+    say,
+)
 from preflight import Problem
 
 STATE = VENV / "vllm_metal_setup.json"
@@ -243,15 +254,7 @@ def main() -> int:
     if level not in LOCKS:
         print(f"usage: {sys.argv[0]} {'|'.join(LOCKS)}", file=sys.stderr)
         return 2
-    try:
-        ensure(level, more_problems=[])
-    except SetupError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command resumes.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: ensure(level, more_problems=[]))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ inline mx::Shape with_last_dimension(mx::Shape shape, int extent) {
   return shape;
 }
 
-// What dense and quantised products share: `weight_of` finds the weight among the inputs
-// {x, ...weight, bias if there is one}.
+// What dense, quantised and packed products share. Inputs are {x, ...weight, bias if there is one}.
 class LinearPrimitive : public CpuPrimitive {
  public:
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of a few tokens with streamed weight rows are made in tiles of rows by tokens, whose
-// sums stay in registers. What the two kinds of them share.
+// sums stay in registers.
 #pragma once
 
 #include "kernels/cpu/simd/linear_parts.h"
