@@ -198,7 +198,7 @@ int run(int argc, char** argv) {
     const double bandwidth = read_bandwidth(all), peak = fma_peak(all);
     std::printf("%d threads: reads %.1f GB/s, multiply-adds %.0f GFLOP/s\n",
                 all ? cpu::num_threads() : 1, bandwidth, peak);
-    for (int64_t num_tokens : {1, 8, 16, 32, 512})
+    for (int64_t num_tokens : {1, 8, 16, 32, 64, 128, 512})
       for (const Case& shape : cases) report(shape, num_tokens, all, bandwidth, peak);
   }
   return 0;

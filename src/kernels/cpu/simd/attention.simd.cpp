@@ -132,10 +132,51 @@ __attribute__((noinline)) void merge(State into, State from, int num_rows, int64
 
 // ---- Blocks, spans, tiles ----
 
-// Rows [row, row + num_rows) of a tile against `scratch.keys` and `scratch.values`, which hold
-// `count` keys from position `begin` on. Every row sees at least one of them, later rows no fewer.
+// A block of keys and values, as float32 copies that many rows read ...
+struct GatheredBlock {
+  const AttentionTile& tile;
+  const float* keys;    // [head_dim, kKeyBlock]
+  const float* values;  // [kKeyBlock, padded(head_dim)]
+
+  void score(const float* queries, int num_rows, int num_keys, float* scores) const {
+    __builtin_memset(scores, 0, num_rows * kKeyBlock * sizeof(float));
+    const Product<FloatRows> product = {.a = queries,
+                                        .a_stride = tile.head_dim,
+                                        .b = {keys, kKeyBlock},
+                                        .c = scores,
+                                        .c_stride = kKeyBlock,
+                                        .count = tile.head_dim,
+                                        .columns = num_keys};
+    add_product(product, num_rows);
+  }
+
+  FloatRows value_rows() const { return {values, padded(tile.head_dim)}; }
+};
+
+// ... or where they lie in the cache, which costs less for few rows.
+template <typename Element>
+struct CachedBlock {
+  const AttentionTile& tile;
+  const int64_t* offsets;
+
+  void score(const float* queries, int num_rows, int num_keys, float* scores) const {
+    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, int, const float*,
+                                           float*) = {
+        score_keys<1, Element>, score_keys<2, Element>, score_keys<3, Element>,
+        score_keys<4, Element>, score_keys<5, Element>, score_keys<6, Element>};
+    kScoreKeys[num_rows - 1](tile, offsets, num_keys, queries, scores);
+  }
+
+  CacheRows<Element> value_rows() const {
+    return {(const Element*)tile.values, offsets, tile.head_dim};
+  }
+};
+
+// Rows [row, row + num_rows) of a tile against a block of `count` keys from position `begin` on.
+// Every row sees at least one of them, later rows no fewer.
+template <typename Block>
 void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, int num_rows,
-                 const Scratch& scratch, const State& state) {
+                 const Block& block, const Scratch& scratch, const State& state) {
   const int64_t width = padded(tile.head_dim);
   const auto keys_of = [&](int i) {
     return (int)smaller(count, tile.num_keys + (row + i) / tile.group_size - begin);
@@ -143,31 +184,21 @@ void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, i
   const int most_keys = keys_of(num_rows - 1);
   float* scores = scratch.scores + row * kKeyBlock;
   float* outputs = state.outputs + row * width;
-  __builtin_memset(scores, 0, num_rows * kKeyBlock * sizeof(float));
-  add_product({.a = scratch.queries + (int64_t)row * tile.head_dim,
-               .a_stride = tile.head_dim,
-               .b = scratch.keys,
-               .b_stride = kKeyBlock,
-               .c = scores,
-               .c_stride = kKeyBlock,
-               .count = tile.head_dim,
-               .columns = most_keys},
-              num_rows);
+  block.score(scratch.queries + (int64_t)row * tile.head_dim, num_rows, most_keys, scores);
   for (int i = 0; i < num_rows; ++i) {
     const int num_keys = keys_of(i);
     update_softmax(scores + i * kKeyBlock, num_keys, state.max + row + i,
                    scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
     for (int key = num_keys; key < most_keys; ++key) scores[i * kKeyBlock + key] = 0;
   }
-  add_product({.a = scores,
-               .a_stride = kKeyBlock,
-               .b = scratch.values,
-               .b_stride = width,
-               .c = outputs,
-               .c_stride = width,
-               .count = most_keys,
-               .columns = width},
-              num_rows);
+  const Product<decltype(block.value_rows())> product = {.a = scores,
+                                                         .a_stride = kKeyBlock,
+                                                         .b = block.value_rows(),
+                                                         .c = outputs,
+                                                         .c_stride = width,
+                                                         .count = most_keys,
+                                                         .columns = width};
+  add_product(product, num_rows);
 }
 
 // Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock.
@@ -176,16 +207,22 @@ void attend_block(const AttentionTile& tile, int64_t begin, int count, const Scr
                   const State& state) {
   int64_t offsets[kKeyBlock];
   find_rows(tile, begin, count, offsets);
-  gather_keys<Element>(tile, offsets, count, scratch.keys);
-  gather_values<Element>(tile, offsets, count, scratch.values);
   // Queries before the first that sees key `begin` see none of the block.
   const int64_t unseeing = begin + 1 - tile.num_keys;
   int row = unseeing > 0 ? (int)unseeing * tile.group_size : 0;
-  for (int left = num_rows_of(tile) - row; left > 0;) {
+  int left = num_rows_of(tile) - row;
+  if (left <= kMaxRows) {
+    const CachedBlock<Element> block{tile, offsets};
+    return attend_rows(tile, begin, count, row, left, block, scratch, state);
+  }
+  gather_keys<Element>(tile, offsets, count, scratch.keys);
+  gather_values<Element>(tile, offsets, count, scratch.values);
+  const GatheredBlock block{tile, scratch.keys, scratch.values};
+  while (left > 0) {
     // As few groups of rows as kMaxRows allows, of even sizes.
     const int groups = (left + kMaxRows - 1) / kMaxRows;
     const int num_rows = (left + groups - 1) / groups;
-    attend_rows(tile, begin, count, row, num_rows, scratch, state);
+    attend_rows(tile, begin, count, row, num_rows, block, scratch, state);
     row += num_rows;
     left -= num_rows;
   }

@@ -49,29 +49,57 @@ inline void find_rows(const AttentionTile& tile, int64_t begin, int count, int64
   }
 }
 
-// Dimensions [0, result) of kLanes keys, which may be null for zeros. Of bfloat16, two dimensions
-// are transposed at a time, as the word that they lie in; a shift or a mask takes each out.
-VLLM_METAL_INLINE int gather_pairs(const Bfloat16* const* sources, int head_dim, float* keys) {
+// Calls f(d, lanes) for each dimension d in order: that dimension of kLanes keys, which may be null
+// for zeros.
+template <typename Element, typename Function>
+VLLM_METAL_INLINE void transpose_dimensions(const Element* const* keys, int begin, int head_dim,
+                                            const Function& f) {
+  for (int d = begin; d < head_dim; d += kLanes) {
+    Floats square[kLanes];
+    VLLM_METAL_UNROLL
+    for (int i = 0; i < kLanes; ++i)
+      square[i] = keys[i] != nullptr ? load_up_to(keys[i] + d, head_dim - d) : Floats{};
+    transpose(square);
+    VLLM_METAL_UNROLL
+    for (int i = 0; i < kLanes; ++i)
+      if (d + i < head_dim) f(d + i, square[i]);
+  }
+}
+
+template <typename Element, typename Function>
+VLLM_METAL_INLINE void for_each_dimension(const Element* const* keys, int head_dim,
+                                          const Function& f) {
+  transpose_dimensions(keys, 0, head_dim, f);
+}
+
+// Of bfloat16, two dimensions are transposed at a time, as the word that they lie in; a shift or a
+// mask takes each out. Float16 gains nothing by it.
+template <typename Function>
+VLLM_METAL_INLINE void for_each_dimension(const Bfloat16* const* keys, int head_dim,
+                                          const Function& f) {
   int d = 0;
   for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
     Floats square[kLanes];
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i)
-      square[i] = sources[i] != nullptr ? load_bits<Floats>(sources[i] + d) : Floats{};
+      square[i] = keys[i] != nullptr ? load_bits<Floats>(keys[i] + d) : Floats{};
     transpose(square);
-#pragma GCC unroll 16
+    VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i) {
       const Words pair = as_words(square[i]);
-      store(keys + (d + 2 * i) * kKeyBlock, as_floats(pair << 16));
-      store(keys + (d + 2 * i + 1) * kKeyBlock, as_floats(pair & 0xffff0000u));
+      f(d + 2 * i, as_floats(pair << 16));
+      f(d + 2 * i + 1, as_floats(pair & 0xffff0000u));
     }
   }
-  return d;
+  transpose_dimensions(keys, d, head_dim, f);
 }
-// The other types gain nothing by it.
+
+// Keys [first, first + kLanes) of those at `offsets`, null from `count` on.
 template <typename Element>
-VLLM_METAL_INLINE int gather_pairs(const Element* const*, int, float*) {
-  return 0;
+VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offsets, int first,
+                                 int count, const Element** keys) {
+  for (int i = 0; i < kLanes; ++i)
+    keys[i] = first + i < count ? (const Element*)tile.keys + offsets[first + i] : nullptr;
 }
 
 // Writes keys [head_dim, kKeyBlock]; of the columns from `count` on, those up to a whole number of
@@ -80,21 +108,33 @@ template <typename Element>
 void gather_keys(const AttentionTile& tile, const int64_t* offsets, int count, float* keys) {
   for (int first = 0; first < count; first += kLanes) {
     const Element* sources[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      sources[i] = first + i < count ? (const Element*)tile.keys + offsets[first + i] : nullptr;
-    }
-    for (int d = gather_pairs(sources, tile.head_dim, keys + first); d < tile.head_dim;
-         d += kLanes) {
-      Floats square[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        square[i] =
-            sources[i] != nullptr ? load_up_to(sources[i] + d, tile.head_dim - d) : Floats{};
-      }
-      transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) store(keys + (d + i) * kKeyBlock + first, square[i]);
-    }
+    find_keys(tile, offsets, first, count, sources);
+    for_each_dimension(
+        sources,
+        tile.head_dim, [target = keys + first](int d, Floats lanes) __attribute__((always_inline)) {
+          store(target + d * kKeyBlock, lanes);
+        });
+  }
+}
+
+// Scores [kRows, kKeyBlock] of `kRows` query rows [kRows, head_dim] with the keys, from where they
+// lie.
+template <int kRows, typename Element>
+void score_keys(const AttentionTile& tile, const int64_t* offsets, int count, const float* queries,
+                float* scores) {
+  for (int first = 0; first < count; first += kLanes) {
+    const Element* keys[kLanes];
+    find_keys(tile, offsets, first, count, keys);
+    Floats sums[kRows] = {};
+    for_each_dimension(
+        keys, tile.head_dim,
+        [&, head_dim = tile.head_dim ](int d, Floats lanes) __attribute__((always_inline)) {
+          VLLM_METAL_UNROLL
+          for (int row = 0; row < kRows; ++row)
+            sums[row] = fma(queries[row * head_dim + d], lanes, sums[row]);
+        });
+    VLLM_METAL_UNROLL
+    for (int row = 0; row < kRows; ++row) store(scores + row * kKeyBlock + first, sums[row]);
   }
 }
 

@@ -8,26 +8,47 @@
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
 // c[row, column] += sum over i < count of a[row, i] * b[i, column], i in order; strides in floats.
-// Columns are taken in whole registers.
+// Columns are taken in whole registers. Rows says where the rows of b are.
+template <typename Rows>
 struct Product {
   const float* a;  // [rows, count]
   int64_t a_stride;
-  const float* b;  // [count, columns]
-  int64_t b_stride;
+  Rows b;    // [count, columns]
   float* c;  // [rows, columns]
   int64_t c_stride;
   int64_t count;
   int64_t columns;
 };
 
+// Rows that follow each other in memory.
+struct FloatRows {
+  const float* first;
+  int64_t stride;
+
+  VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
+    return load(first + row * stride + column);
+  }
+};
+
+// Rows of the cache, converted as they are read. Lanes beyond head_dim are zero.
+template <typename Element>
+struct CacheRows {
+  const Element* cache;
+  const int64_t* offsets;  // in elements
+  int head_dim;
+
+  VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
+    return load_up_to(cache + offsets[row] + column, head_dim - column);
+  }
+};
+
 // Rows of a product that are computed at once.
 constexpr int kMaxRows = 6;
 
 // kRows rows by kWidth registers of columns, whose sums stay in registers.
-template <int kRows, int kWidth>
-VLLM_METAL_INLINE void add_strip(const Product& product, int64_t column) {
+template <int kRows, int kWidth, typename Rows>
+VLLM_METAL_INLINE void add_strip(const Product<Rows>& product, int64_t column) {
   const float* a = product.a;
-  const float* b = product.b + column;
   float* c = product.c + column;
   Floats sums[kRows][kWidth];
 #pragma GCC unroll 6
@@ -35,10 +56,10 @@ VLLM_METAL_INLINE void add_strip(const Product& product, int64_t column) {
 #pragma GCC unroll 4
     for (int i = 0; i < kWidth; ++i) sums[row][i] = load(c + row * product.c_stride + i * kLanes);
   }
-  for (int64_t k = 0; k < product.count; ++k, b += product.b_stride) {
+  for (int64_t k = 0; k < product.count; ++k) {
     Floats factors[kWidth];
 #pragma GCC unroll 4
-    for (int i = 0; i < kWidth; ++i) factors[i] = load(b + i * kLanes);
+    for (int i = 0; i < kWidth; ++i) factors[i] = product.b.load_lanes(k, column + i * kLanes);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const float factor = a[row * product.a_stride + k];
@@ -54,8 +75,8 @@ VLLM_METAL_INLINE void add_strip(const Product& product, int64_t column) {
 }
 
 // Few rows need more columns to keep the multipliers busy.
-template <int kRows>
-void add_rows(const Product& product) {
+template <int kRows, typename Rows>
+void add_rows(const Product<Rows>& product) {
   constexpr int kWidest = kRows <= 3 ? 4 : 2;
   int64_t column = 0;
   for (; column + (kWidest - 1) * kLanes < product.columns; column += kWidest * kLanes)
@@ -68,9 +89,11 @@ void add_rows(const Product& product) {
 }
 
 // The product for `num_rows` rows, 1 to kMaxRows.
-VLLM_METAL_INLINE void add_product(const Product& product, int num_rows) {
-  constexpr void (*kAddRows[kMaxRows])(const Product&) = {add_rows<1>, add_rows<2>, add_rows<3>,
-                                                          add_rows<4>, add_rows<5>, add_rows<6>};
+template <typename Rows>
+VLLM_METAL_INLINE void add_product(const Product<Rows>& product, int num_rows) {
+  constexpr void (*kAddRows[kMaxRows])(const Product<Rows>&) = {
+      add_rows<1, Rows>, add_rows<2, Rows>, add_rows<3, Rows>,
+      add_rows<4, Rows>, add_rows<5, Rows>, add_rows<6, Rows>};
   kAddRows[num_rows - 1](product);
 }
 

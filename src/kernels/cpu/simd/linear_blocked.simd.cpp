@@ -54,7 +54,7 @@ struct FloatSteps {
   template <typename Function>
   static void with_source(const TokenRows& tokens, const Function& f) {
     with_elements(tokens.elements, tokens.type, [&](const auto* x) {
-      f([x, stride = tokens.stride](int64_t token, int64_t step, int64_t width)
+      f([ x, stride = tokens.stride ](int64_t token, int64_t step, int64_t width)
             __attribute__((always_inline)) {
               const auto* source = x + token * stride + step;
               return width == kLanes ? load(source) : load_first(source, width);
@@ -67,6 +67,11 @@ struct FloatSteps {
     read_columns(weight, row, begin, end, out);
   }
 
+  static void read_strip_rows(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
+                              float* out) {
+    read_strip(weight, strip, begin, end, out, kWeightsStride);
+  }
+
   static VLLM_METAL_INLINE Floats multiply_add(float weight, Floats x, Floats total) {
     return fma(weight, x, total);
   }
@@ -76,16 +81,16 @@ struct FloatSteps {
 // Two columns of bfloat16, as they lie.
 struct PairSteps {
   static bool fits(const WeightRows& weight, ElementType activations) {
-    return weight.bits == 0 && weight.type == ElementType::kBfloat16 &&
-           activations == ElementType::kBfloat16 && weight.in_features % 2 == 0;
+    if (activations != ElementType::kBfloat16 || weight.in_features % 2 != 0) return false;
+    return weight.in_strips || (weight.bits == 0 && weight.type == ElementType::kBfloat16);
   }
 
   static int64_t count(const WeightRows& weight) { return weight.in_features / 2; }
 
   template <typename Function>
   static void with_source(const TokenRows& tokens, const Function& f) {
-    f([x = (const Bfloat16*)tokens.elements, stride = tokens.stride](
-          int64_t token, int64_t step, int64_t width) __attribute__((always_inline)) {
+    f([ x = (const Bfloat16*)tokens.elements, stride = tokens.stride ](
+        int64_t token, int64_t step, int64_t width) __attribute__((always_inline)) {
       const float* source = (const float*)(x + token * stride + 2 * step);
       return width == kLanes ? load_bits<Floats>(source) : load_first(source, width);
     });
@@ -95,6 +100,11 @@ struct PairSteps {
                        float* out) {
     const Bfloat16* elements = (const Bfloat16*)weight.elements + row * weight.stride + 2 * begin;
     __builtin_memcpy(out, elements, (end - begin) * sizeof(float));
+  }
+
+  static void read_strip_rows(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
+                              float* out) {
+    read_strip(weight, strip, 2 * begin, 2 * end, (Bfloat16*)out, 2 * kWeightsStride);
   }
 
   static VLLM_METAL_INLINE Floats multiply_add(float weight, Floats x, Floats total) {
@@ -191,10 +201,9 @@ template <typename Steps>
 void read_block(const WeightRows& weight, int64_t row, int64_t num_rows, int64_t begin, int64_t end,
                 float* weights) {
   if (weight.in_strips) {  // whose absent rows are zero
-    for (int64_t r = 0; r < num_rows; r += kStripRows) {
-      read_strip(weight, (row + r) / kStripRows, begin, end, weights + r * kWeightsStride,
-                 kWeightsStride);
-    }
+    for (int64_t r = 0; r < num_rows; r += kStripRows)
+      Steps::read_strip_rows(weight, (row + r) / kStripRows, begin, end,
+                             weights + r * kWeightsStride);
     num_rows = round_up(num_rows, kStripRows);
   } else {
     for (int64_t r = 0; r < num_rows; ++r)

@@ -72,7 +72,7 @@ struct PairSteps {
   typedef uint32_t Input;  // the earlier column in the lower half
   typedef Words Weights;   // likewise
   static constexpr int kSteps = kChunkColumns / 2;
-  static constexpr int64_t kMaxTokens = INT64_MAX;
+  static constexpr int64_t kMaxTokens = 64;
 
   // Words of 2 and 4 bits are turned to pairs by a table: shifted down, each half of a word begins
   // with the value it is looked up by, and what follows of its five bits makes no difference.

@@ -104,9 +104,9 @@ VLLM_METAL_INLINE void with_bits(int bits, const Function& f) {
 
 // Columns [begin, end), multiples of kChunkColumns, of the rows of strip `strip`, dequantised:
 // row r to out + r * stride. Columns of kLanes rows are made together, then turned to rows.
-template <typename Scale, int Bits>
+template <typename Scale, int Bits, typename Element>
 inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                       float* out, int64_t stride) {
+                       Element* out, int64_t stride) {
   const StripLayout layout(weight);
   const char* groups = (const char*)weight.elements + strip * layout.strip_bytes;
   for (int64_t column = begin; column < end; column += kChunkColumns) {
@@ -116,7 +116,7 @@ inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, i
     const Scale* scales = (const Scale*)(group + layout.chunks_per_group * layout.chunk_bytes);
     for (int lane = 0; lane < kStripRows; lane += kLanes) {
       const Floats scale = load(scales + lane), bias = load(scales + kStripRows + lane);
-      float* rows = out + lane * stride + (column - begin);
+      Element* rows = out + lane * stride + (column - begin);
 #pragma GCC unroll 8
       for (int first = 0; first < kChunkColumns; first += kLanes) {
         Floats square[kLanes];
@@ -131,8 +131,9 @@ inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, i
   }
 }
 
+template <typename Element>
 inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                       float* out, int64_t stride) {
+                       Element* out, int64_t stride) {
   with_elements(weight.elements, weight.type, [&]<typename Scale>(const Scale*) {
     with_bits(weight.bits,
               [&]<int Bits>() { read_strip<Scale, Bits>(weight, strip, begin, end, out, stride); });
