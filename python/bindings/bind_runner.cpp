@@ -9,6 +9,7 @@
 
 #include "arrays.h"
 #include "bindings.h"
+#include "common/mlx_buffer.h"
 #include "models/registry.h"
 #include "runner/model_runner.h"
 #include "weights/weight_store.h"
@@ -260,10 +261,11 @@ void bind_runner(nb::module_& module) {
   module.def(
       "memory_stats",
       [] {
+        const MemoryUse use = memory_use();
         nb::dict stats;
-        stats["active"] = mx::get_active_memory();
-        stats["peak"] = mx::get_peak_memory();
-        stats["cache"] = mx::get_cache_memory();
+        stats["active"] = use.active;
+        stats["peak"] = use.peak;
+        stats["cache"] = use.cache;
         return stats;
       },
       "MLX's memory in bytes: active, peak, cache.");

@@ -1,7 +1,89 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/mlx_buffer.h"
 
+#include <algorithm>
+#include <list>
+#include <map>
+#include <mutex>
+
 namespace vllm_metal {
+
+namespace {
+
+using mx::allocator::Buffer;
+
+// Buffers of outputs that are no longer used, for any thread.
+class ReusableBuffers {
+ public:
+  // A buffer of at least `bytes`, and of little more; null if there is none.
+  Buffer take(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto found = by_size_.lower_bound(bytes);
+    if (found == by_size_.end() || found->first > bytes + bytes / 4) return Buffer(nullptr);
+    const Buffer buffer = *found->second;
+    erase(found);
+    return buffer;
+  }
+
+  void give_back(Buffer buffer) {
+    const size_t bytes = mx::allocator::allocator().size(buffer);
+    std::unique_lock lock(mutex_);
+    if (bytes > kMaxReusableBytes) {
+      lock.unlock();
+      return mx::allocator::allocator().free(buffer);
+    }
+    trim(kMaxReusableBytes - bytes);
+    by_age_.push_back(buffer);
+    by_size_.emplace(bytes, std::prev(by_age_.end()));
+    total_ += bytes;
+  }
+
+  void release() {
+    const std::lock_guard lock(mutex_);
+    trim(0);
+  }
+
+  size_t total() {
+    const std::lock_guard lock(mutex_);
+    return total_;
+  }
+
+ private:
+  using BySize = std::multimap<size_t, std::list<Buffer>::iterator>;
+
+  // Frees the buffers that were not needed for longest.
+  void trim(size_t limit) {
+    while (total_ > limit) {
+      const Buffer oldest = by_age_.front();
+      auto found = by_size_.find(mx::allocator::allocator().size(oldest));
+      while (found->second != by_age_.begin()) ++found;
+      erase(found);
+      mx::allocator::allocator().free(oldest);
+    }
+  }
+
+  void erase(BySize::iterator entry) {
+    total_ -= entry->first;
+    by_age_.erase(entry->second);
+    by_size_.erase(entry);
+  }
+
+  std::mutex mutex_;
+  std::list<Buffer> by_age_;  // given back first at the front
+  BySize by_size_;
+  size_t total_ = 0;
+};
+
+// Never destroyed: arrays of static objects may outlive any other.
+ReusableBuffers& reusable_buffers() {
+  static auto* buffers = new ReusableBuffers();
+  return *buffers;
+}
+
+// Below, the heap gives used memory anyway.
+constexpr size_t kMinReusableBytes = size_t{64} << 10;
+
+}  // namespace
 
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {
   size_t elements = 1;
@@ -9,7 +91,26 @@ mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {
   return mx::array(mx::allocator::malloc(elements * mx::size_of(dtype)), shape, dtype);
 }
 
-void allocate_output(mx::array& output) { output.set_data(mx::allocator::malloc(output.nbytes())); }
+void allocate_output(mx::array& output) {
+  const size_t bytes = output.nbytes();
+  if (bytes < kMinReusableBytes) return output.set_data(mx::allocator::malloc(bytes));
+  Buffer buffer = reusable_buffers().take(bytes);
+  if (buffer.ptr() == nullptr) buffer = mx::allocator::allocator().malloc(bytes);
+  output.set_data(
+      mx::allocator::Data(buffer, [](Buffer unused) { reusable_buffers().give_back(unused); }));
+}
+
+size_t reusable_bytes() { return reusable_buffers().total(); }
+
+void release_reusable_memory() { reusable_buffers().release(); }
+
+MemoryUse memory_use() {
+  const size_t all = mx::get_active_memory();
+  const size_t reusable = std::min(reusable_bytes(), all);  // which may change in between
+  return {.active = all - reusable,
+          .peak = mx::get_peak_memory(),
+          .cache = mx::get_cache_memory() + reusable};
+}
 
 void alias_output(mx::array& output, const mx::array& input) { output.copy_shared_buffer(input); }
 

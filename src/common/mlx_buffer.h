@@ -2,6 +2,8 @@
 // Every use of MLX's buffer-level API, which changes between its patch releases.
 #pragma once
 
+#include <cstddef>
+
 #include "common/mlx.h"
 
 namespace vllm_metal {
@@ -10,8 +12,23 @@ namespace vllm_metal {
 // caller fills it through `array.data<T>()` before any op reads it.
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype);
 
-// For the eval of a primitive: gives `output` (row contiguous) memory of its own.
+// For the eval of a primitive on the CPU: gives `output` (row contiguous) memory of its own. Large
+// outputs get that of earlier ones: fresh memory costs a page fault for every 4 KB, a tenth of the
+// time of a large step.
 void allocate_output(mx::array& output);
+
+// What is kept for outputs to come: no more than kMaxReusableBytes, and nothing after the second.
+constexpr size_t kMaxReusableBytes = size_t{256} << 20;
+size_t reusable_bytes();
+void release_reusable_memory();
+
+// MLX's memory in bytes.
+struct MemoryUse {
+  size_t active;  // of arrays
+  size_t peak;    // of `active` and what was reusable then, since the start
+  size_t cache;   // of no array, for those to come
+};
+MemoryUse memory_use();
 
 // For the eval of a primitive: makes `output` the same memory as `input`, whoever else
 // holds it. Only kv_write and copy_blocks may: the cache is written in place, and

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "config/env.h"
 #include "models/registry.h"
@@ -50,11 +51,12 @@ std::shared_ptr<const SamplerConfig> with_vocab_size(SamplerConfig config, int v
 void log_step(size_t num_requests, size_t num_tokens, size_t num_sampled,
               const StepOutput& output) {
   if (!environment().debug) return;
+  const MemoryUse memory = memory_use();
   log(LogLevel::kDebug,
       text("step: ", num_requests, " requests, ", num_tokens, " tokens, ", num_sampled,
            " sampled; idle ", output.idle_ms, " ms, forward ", output.forward_ms, " ms, sampling ",
-           output.sampling_ms, " ms; memory ", mx::get_active_memory() >> 20, " MiB active, ",
-           mx::get_peak_memory() >> 20, " MiB peak"));
+           output.sampling_ms, " ms; memory ", memory.active >> 20, " MiB active, ",
+           memory.peak >> 20, " MiB peak"));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "models/registry.h"
 #include "runner/graph_size.h"
@@ -30,9 +31,9 @@ void wait_for_streams() {
 StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
                            mx::Dtype dtype, LoadProgress progress) {
   thread_.run([&] {
-    const size_t before = mx::get_active_memory();
+    const size_t before = memory_use().active;
     model_ = load_model(model_dir, config, dtype, std::move(progress));
-    weight_bytes_ = mx::get_active_memory() - before;
+    weight_bytes_ = memory_use().active - before;
   });
 }
 

@@ -8,6 +8,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "common/mlx_buffer.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
@@ -199,11 +200,11 @@ TEST_F(ModelRunnerTest, IdsMayBeUsedAgain) {
 TEST_F(ModelRunnerTest, MemoryComesBackWhenRequestsEnd) {
   generate("warm", prompt(9, 50), 3);
   runner_->synchronize();
-  const size_t before = mx::get_active_memory();
+  const size_t before = memory_use().active;
   generate("x", prompt(9, 3000), 3);
   runner_->synchronize();
   EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
-  EXPECT_LE(mx::get_active_memory(), before + 4096);
+  EXPECT_LE(memory_use().active, before + 4096);
 }
 
 TEST_F(ModelRunnerTest, NodesDoNotGrowWithTheBatch) {

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "runner/model_runner.h"
+#include "common/mlx_buffer.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
@@ -186,12 +187,12 @@ TEST_F(OverlapTest, MemoryIsThatOfOneStepAtATime) {
   start({.new_requests = {{"r", tokens, kGreedy}}, .scheduled = {{"r", 0, 600}}}).wait();
   start({.scheduled = {{"r", 600, 1}}}).wait();
   runner_->synchronize();
-  const size_t before = mx::get_active_memory();
+  const size_t before = memory_use().active;
   std::vector<PendingOutput> outputs;
   for (int i = 1; i < 60; ++i) outputs.push_back(start({.scheduled = {{"r", 600 + i, 1}}}));
   outputs.back().wait();
   runner_->synchronize();
-  EXPECT_LE(mx::get_active_memory(), before + 4096);
+  EXPECT_LE(memory_use().active, before + 4096);
 }
 
 }  // namespace

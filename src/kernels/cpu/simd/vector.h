@@ -113,10 +113,15 @@ VLLM_METAL_INLINE Floats from_bfloat16(HalfWords bits) { return as_floats(widen(
 // Rounds to nearest even. A NaN stays one: its upper half gets the quiet bit, so that dropping
 // the lower half cannot turn it into infinity.
 VLLM_METAL_INLINE HalfWords to_bfloat16(Floats values) {
+#if defined(__AVX512BF16__)
+  // Takes numbers below 2^-126 for zero.
+  return (HalfWords)_mm512_maskz_cvtneps_pbh(0xffff, (__m512)values);
+#else
   const Words bits = as_words(values);
   const Words rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
   const Words quiet_nan = (bits >> 16) | 0x40u;
   return narrow(values == values ? rounded : quiet_nan);
+#endif
 }
 
 #if defined(__AVX512F__)
