@@ -13,6 +13,11 @@ const StreamingKernels& streaming(const WeightRows& weight, ElementType activati
   return weight.in_strips ? strips_kernels(activations) : rows_kernels;
 }
 
+const BlockedKernels& blocked(const WeightRows& weight, ElementType activations) {
+  return weight.in_strips ? strip_blocks_kernels(activations)
+                          : row_blocks_kernels(weight, activations);
+}
+
 void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type, float* scratch) {
   if (weight.in_strips) {
     read_strip_row(weight, row, scratch);
@@ -26,6 +31,6 @@ void read_row(const WeightRows& weight, int64_t row, void* out, ElementType type
 
 }  // namespace
 
-const LinearKernels linear_kernels = {streaming, blocked_kernels, read_row};
+const LinearKernels linear_kernels = {streaming, blocked, read_row};
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA

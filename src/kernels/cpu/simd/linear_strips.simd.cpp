@@ -2,6 +2,7 @@
 // Streaming products with matrices in strips (strips.h). Lanes are rows; the input's values are
 // broadcast. Scales are applied to the sums of groups, biases to the sums of the input over groups:
 // sum(x * (s * q + b)) = s * sum(x * q) + b * sum(x).
+#include "kernels/cpu/simd/strip_results.h"
 #include "kernels/cpu/simd/strip_steps.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
@@ -167,28 +168,6 @@ int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num
   return kTileTokens * kTileRows + round_up(num_features, kTileRows);
 }
 
-// The output's bias of features [begin, end) as float32, zeros where it has none.
-void read_bias(const LinearOutput& output, int64_t begin, int64_t end, float* bias) {
-  if (output.bias == nullptr) {
-    __builtin_memset(bias, 0, (end - begin) * sizeof(float));
-  } else {
-    with_elements(output.bias, output.bias_type,
-                  [&](const auto* elements) { to_float32(elements + begin, end - begin, bias); });
-  }
-}
-
-// Writes sums [num_tokens, kTileRows], of which `num_rows` count, plus the bias.
-template <typename Element>
-void write_tile(const float* sums, const float* bias, int64_t num_tokens, int64_t num_rows,
-                Element* out, int64_t out_stride) {
-  for (int64_t token = 0; token < num_tokens; ++token, sums += kTileRows, out += out_stride) {
-    int64_t row = 0;
-    for (; row + kLanes <= num_rows; row += kLanes)
-      store(out + row, load(sums + row) + load(bias + row));
-    if (row < num_rows) store_first(out + row, load(sums + row) + load(bias + row), num_rows - row);
-  }
-}
-
 // Rows [begin, end) by all tokens; `begin` is a multiple of kStripRows. Strips stay in the first
 // cache while the tokens pass.
 template <typename Scale, typename Steps, typename Element>
@@ -214,7 +193,7 @@ void run_rows(const WeightRows& weight, const float* input, int64_t num_tokens, 
       } else {
         tile.template run_tokens<1, kTileTokens>(count, strip, x, token_sums, sums, kTileRows);
       }
-      write_tile(sums, bias + (row - begin), count, num_rows,
+      write_tile(sums, kTileRows, bias + (row - begin), count, num_rows,
                  (Element*)output.elements + token * weight.out_features + row,
                  weight.out_features);
     }
@@ -236,7 +215,7 @@ void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64
 
 template <template <int> class Steps>
 constexpr StreamingKernels kKernels = {input_floats<Steps>, scratch_floats, pack<Steps>, run<Steps>,
-                                       Steps<8>::kMaxTokens};
+                                       kMaxStreamingTokens};
 
 }  // namespace
 

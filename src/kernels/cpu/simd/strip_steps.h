@@ -35,8 +35,6 @@ struct FloatSteps {
   typedef float Input;
   typedef Floats Weights;
   static constexpr int kSteps = kChunkColumns;
-  // Beyond, blocks of dequantised weights are faster.
-  static constexpr int64_t kMaxTokens = 16;
 
   static VLLM_METAL_INLINE Weights weights(const uint32_t* words, int step) {
     return scaled_value_of<Bits>(words, step);
@@ -72,7 +70,6 @@ struct PairSteps {
   typedef uint32_t Input;  // the earlier column in the lower half
   typedef Words Weights;   // likewise
   static constexpr int kSteps = kChunkColumns / 2;
-  static constexpr int64_t kMaxTokens = 64;
 
   // Words of 2 and 4 bits are turned to pairs by a table: shifted down, each half of a word begins
   // with the value it is looked up by, and what follows of its five bits makes no difference.

@@ -12,7 +12,6 @@
 #pragma once
 
 #include "kernels/cpu/simd/linear_parts.h"
-#include "kernels/cpu/simd/transpose.h"
 #include "kernels/cpu/simd/vector.h"
 #include "kernels/cpu/simd/weight_rows.h"
 
@@ -100,44 +99,6 @@ VLLM_METAL_INLINE void with_bits(int bits, const Function& f) {
     case 8:
       return f.template operator()<8>();
   }
-}
-
-// Columns [begin, end), multiples of kChunkColumns, of the rows of strip `strip`, dequantised:
-// row r to out + r * stride. Columns of kLanes rows are made together, then turned to rows.
-template <typename Scale, int Bits, typename Element>
-inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                       Element* out, int64_t stride) {
-  const StripLayout layout(weight);
-  const char* groups = (const char*)weight.elements + strip * layout.strip_bytes;
-  for (int64_t column = begin; column < end; column += kChunkColumns) {
-    const int64_t chunk = column % weight.group_size / kChunkColumns;
-    const char* group = groups + column / weight.group_size * layout.group_bytes;
-    const uint32_t* words = (const uint32_t*)(group + chunk * layout.chunk_bytes);
-    const Scale* scales = (const Scale*)(group + layout.chunks_per_group * layout.chunk_bytes);
-    for (int lane = 0; lane < kStripRows; lane += kLanes) {
-      const Floats scale = load(scales + lane), bias = load(scales + kStripRows + lane);
-      Element* rows = out + lane * stride + (column - begin);
-#pragma GCC unroll 8
-      for (int first = 0; first < kChunkColumns; first += kLanes) {
-        Floats square[kLanes];
-        VLLM_METAL_UNROLL
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = fma(to_floats(value_of<Bits>(words + lane, first + i)), scale, bias);
-        transpose(square);
-        VLLM_METAL_UNROLL
-        for (int i = 0; i < kLanes; ++i) store(rows + i * stride + first, square[i]);
-      }
-    }
-  }
-}
-
-template <typename Element>
-inline void read_strip(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                       Element* out, int64_t stride) {
-  with_elements(weight.elements, weight.type, [&]<typename Scale>(const Scale*) {
-    with_bits(weight.bits,
-              [&]<int Bits>() { read_strip<Scale, Bits>(weight, strip, begin, end, out, stride); });
-  });
 }
 
 // One row, dequantised, to out [in_features].

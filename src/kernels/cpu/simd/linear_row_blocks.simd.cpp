@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with many tokens. Tokens lie along the lanes and weights are broadcast, so that rows of
-// the weight are used as they are stored and only the activations are transposed:
+// Products of many tokens with weights by rows. Tokens lie along the lanes and weights are
+// broadcast, so that rows of the weight are used as they are stored and only the activations are
+// transposed:
 //
 //                      panel of tokens [steps, kPanelTokens], packed once
 //                      | x[0..31][0] |
@@ -11,7 +12,6 @@
 // A block of rows is converted to float32 a depth at a time, then used for every panel. Each
 // sum runs over the steps, which are columns of in_features, from first to last.
 #include "kernels/cpu/simd/linear_parts.h"
-#include "kernels/cpu/simd/strips.h"
 #include "kernels/cpu/simd/transpose.h"
 #include "kernels/cpu/simd/vector.h"
 #include "kernels/cpu/simd/weight_rows.h"
@@ -22,9 +22,8 @@ namespace {
 
 constexpr int kTileRows = kNumRegisters == 32 ? 12 : 6;
 constexpr int kPanelTokens = 2 * kLanes;
-constexpr int kBlockRows = 48;  // a multiple of kTileRows, of kLanes and of kStripRows
-static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0 &&
-              kBlockRows % kStripRows == 0);
+constexpr int kBlockRows = 48;  // a multiple of kTileRows and of kLanes
+static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0);
 
 // Converted weights of a tile and of one panel stay in the first and second cache. The stride
 // is odd in cache lines, to spread rows over the cache's sets.
@@ -34,7 +33,7 @@ constexpr int64_t kWeightsStride = kMaxDepth + 16;
 struct Depths {
   explicit Depths(int64_t num_steps)
       : count((num_steps + kMaxDepth - 1) / kMaxDepth),
-        size(count == 0 ? 0 : round_up((num_steps + count - 1) / count, kChunkColumns)) {}
+        size(count == 0 ? 0 : round_up((num_steps + count - 1) / count, kLanes)) {}
   int64_t count;
   int64_t size;  // of each but the last
 };
@@ -67,11 +66,6 @@ struct FloatSteps {
     read_columns(weight, row, begin, end, out);
   }
 
-  static void read_strip_rows(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                              float* out) {
-    read_strip(weight, strip, begin, end, out, kWeightsStride);
-  }
-
   static VLLM_METAL_INLINE Floats multiply_add(float weight, Floats x, Floats total) {
     return fma(weight, x, total);
   }
@@ -81,8 +75,8 @@ struct FloatSteps {
 // Two columns of bfloat16, as they lie.
 struct PairSteps {
   static bool fits(const WeightRows& weight, ElementType activations) {
-    if (activations != ElementType::kBfloat16 || weight.in_features % 2 != 0) return false;
-    return weight.in_strips || (weight.bits == 0 && weight.type == ElementType::kBfloat16);
+    return weight.bits == 0 && weight.type == ElementType::kBfloat16 &&
+           activations == ElementType::kBfloat16 && weight.in_features % 2 == 0;
   }
 
   static int64_t count(const WeightRows& weight) { return weight.in_features / 2; }
@@ -100,11 +94,6 @@ struct PairSteps {
                        float* out) {
     const Bfloat16* elements = (const Bfloat16*)weight.elements + row * weight.stride + 2 * begin;
     __builtin_memcpy(out, elements, (end - begin) * sizeof(float));
-  }
-
-  static void read_strip_rows(const WeightRows& weight, int64_t strip, int64_t begin, int64_t end,
-                              float* out) {
-    read_strip(weight, strip, 2 * begin, 2 * end, (Bfloat16*)out, 2 * kWeightsStride);
   }
 
   static VLLM_METAL_INLINE Floats multiply_add(float weight, Floats x, Floats total) {
@@ -200,15 +189,8 @@ void sum_tile(const float* weights, const float* panel, int64_t depth, bool star
 template <typename Steps>
 void read_block(const WeightRows& weight, int64_t row, int64_t num_rows, int64_t begin, int64_t end,
                 float* weights) {
-  if (weight.in_strips) {  // whose absent rows are zero
-    for (int64_t r = 0; r < num_rows; r += kStripRows)
-      Steps::read_strip_rows(weight, (row + r) / kStripRows, begin, end,
-                             weights + r * kWeightsStride);
-    num_rows = round_up(num_rows, kStripRows);
-  } else {
-    for (int64_t r = 0; r < num_rows; ++r)
-      Steps::read_row(weight, row + r, begin, end, weights + r * kWeightsStride);
-  }
+  for (int64_t r = 0; r < num_rows; ++r)
+    Steps::read_row(weight, row + r, begin, end, weights + r * kWeightsStride);
   for (int64_t r = num_rows; r < round_up(num_rows, kTileRows); ++r) {
     for (int64_t i = 0; i < end - begin; ++i) weights[r * kWeightsStride + i] = 0.0f;
   }
@@ -288,7 +270,7 @@ constexpr BlockedKernels kKernels = {kPanelTokens,   kBlockRows,  input_floats<S
 
 }  // namespace
 
-const BlockedKernels& blocked_kernels(const WeightRows& weight, ElementType activations) {
+const BlockedKernels& row_blocks_kernels(const WeightRows& weight, ElementType activations) {
 #if defined(__AVX512BF16__)
   if (PairSteps::fits(weight, activations)) return kKernels<PairSteps>;
 #endif
