@@ -95,6 +95,19 @@ inline Dequantized dequantize(const QuantizedMatrix& matrix) {
   return result;
 }
 
+// Packed weights meet many tokens of bfloat16 as bfloat16 themselves where the processor multiplies
+// that (see packed_linear).
+inline bool rounds_packed_weights(mx::Dtype dtype, int64_t num_tokens) {
+  return cpu::current_isa() == cpu::Isa::kAvx512Bf16 && dtype == mx::bfloat16 && num_tokens > 16;
+}
+
+// Each value as the float32 and then the bfloat16 next to it.
+inline Matrix rounded_to_bfloat16(Matrix matrix) {
+  for (auto& value : matrix.values)
+    value = static_cast<float>(mx::bfloat16_t(static_cast<float>(value)));
+  return matrix;
+}
+
 // The first element of `actual` that is further from x · weightᵀ + bias than its dtype may be;
 // empty: none. `magnitudes` are those of the weight's elements.
 inline std::string first_error(const mx::array& actual, const mx::array& x, const Matrix& weight,

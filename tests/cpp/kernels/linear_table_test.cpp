@@ -76,7 +76,17 @@ void LinearTable::check(const TableWeight& weight, const Case& c, int num_tokens
   ASSERT_EQ(first_error(y, expected, tolerance.sum, tolerance.rounding), "");
   if (weight.packed) {
     const mx::array packed = packed_linear(x, *weight.packed, bias);
-    ASSERT_EQ(first_error(packed, expected, tolerance.sum, tolerance.rounding), "") << "packed";
+    if (rounds_packed_weights(c.dtype, num_tokens)) {
+      TableWeight rounded = weight;
+      rounded.values = rounded_to_bfloat16(std::move(rounded.values));
+      ASSERT_EQ(first_error(packed, product_reference(x, rounded, bias), tolerance.sum,
+                            tolerance.rounding),
+                "")
+          << "packed, by rounded weights";
+      ASSERT_EQ(first_error(packed, expected, 0x1p-9, tolerance.rounding), "") << "packed";
+    } else {
+      ASSERT_EQ(first_error(packed, expected, tolerance.sum, tolerance.rounding), "") << "packed";
+    }
   }
   ASSERT_EQ(
       first_error(weight.fallback(x, bias), expected, tolerance.fallback_sum, tolerance.rounding),
