@@ -31,7 +31,7 @@ struct MemoryUse {
 MemoryUse memory_use();
 
 // For the eval of a primitive: makes `output` the same memory as `input`, whoever else
-// holds it. Only kv_write and copy_blocks may: the cache is written in place, and
+// holds it. Only kv_write, rotary_kv_write and copy_blocks may: the cache is written in place, and
 // the stream's order keeps readers of the step before from seeing the write.
 void alias_output(mx::array& output, const mx::array& input);
 

@@ -13,28 +13,32 @@ namespace vllm_metal {
 
 namespace {
 
-void check_slots(const std::vector<int32_t>& slot_mapping, int num_rows) {
+void check_slots(const char* op, const std::vector<int32_t>& slot_mapping, int num_rows) {
   if (slot_mapping.empty()) return;
   const auto [lowest, highest] = std::minmax_element(slot_mapping.begin(), slot_mapping.end());
   if (*lowest >= 0 && *highest < num_rows) return;
-  throw std::invalid_argument(text("[kv_write] slot_mapping must lie in [0, ", num_rows,
+  throw std::invalid_argument(text("[", op, "] slot_mapping must lie in [0, ", num_rows,
                                    "), the rows of the cache, but has ",
                                    *lowest < 0 ? *lowest : *highest, "."));
 }
 
-void check_arguments(const KVView& view, const mx::array& keys, const mx::array& values) {
+void check_caches(const char* op, const KVView& view) {
   if (view.keys.ndim() != 3 || view.values.shape() != view.keys.shape()) {
     throw std::invalid_argument(text(
-        "[kv_write] the key cache and the value cache must have one shape, (num_rows,",
+        "[", op, "] the key cache and the value cache must have one shape, (num_rows,",
         "num_kv_heads,head_dim), but have ", view.keys.shape(), " and ", view.values.shape(), "."));
   }
-  check_same_dtype("kv_write", "the value cache", view.values, "the key cache", view.keys);
+  check_same_dtype(op, "the value cache", view.values, "the key cache", view.keys);
+}
+
+void check_arguments(const KVView& view, const mx::array& keys, const mx::array& values) {
+  check_caches("kv_write", view);
   const mx::Shape shape{view.layout.num_tokens(), view.keys.shape(1), view.keys.shape(2)};
   check_shape("kv_write", "keys", keys, shape);
   check_shape("kv_write", "values", values, shape);
   check_same_dtype("kv_write", "keys", keys, "the cache", view.keys);
   check_same_dtype("kv_write", "values", values, "the cache", view.values);
-  check_slots(view.layout.slot_mapping, view.keys.shape(0));
+  check_slots("kv_write", view.layout.slot_mapping, view.keys.shape(0));
 }
 
 // Writes tokens [begin, end) to the rows from `row` on.
@@ -46,6 +50,16 @@ mx::array write_run(const mx::array& cache, const mx::array& tokens, int begin, 
 }
 
 }  // namespace
+
+void check_cache_for_writing(const char* op, const KVView& view, int num_kv_heads, int head_dim,
+                             mx::Dtype dtype) {
+  check_caches(op, view);
+  check_shape(op, "the key cache", view.keys, {view.keys.shape(0), num_kv_heads, head_dim});
+  if (view.keys.dtype() != dtype)
+    throw std::invalid_argument(
+        text("[", op, "] the cache must be ", dtype, " but is ", view.keys.dtype(), "."));
+  check_slots(op, view.layout.slot_mapping, view.keys.shape(0));
+}
 
 void kv_write(KVView& view, const mx::array& keys, const mx::array& values) {
   check_arguments(view, keys, values);

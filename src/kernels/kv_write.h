@@ -17,4 +17,9 @@ void kv_write(KVView& view, const mx::array& keys, const mx::array& values);
 // a kernel, and the reference in tests.
 void kv_write_fallback(KVView& view, const mx::array& keys, const mx::array& values);
 
+// What kv_write and the ops that write the cache themselves ask of it: keys and values of one
+// shape, of this dtype and these heads, and slots that lie in it. Throws as kv_write does.
+void check_cache_for_writing(const char* op, const KVView& view, int num_kv_heads, int head_dim,
+                             mx::Dtype dtype);
+
 }  // namespace vllm_metal

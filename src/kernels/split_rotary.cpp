@@ -7,31 +7,33 @@
 #include "kernels/checks.h"
 #include "kernels/cpu/split_rotary.h"
 #include "kernels/device_kernels.h"
+#include "kernels/kv_write.h"
 
 namespace vllm_metal {
 
 namespace {
 
-void check_arguments(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads) {
+void check_arguments(const char* op, const mx::array& qkv, const mx::array& cos_sin,
+                     const HeadCounts& heads) {
   if (heads.num_heads < 1 || heads.num_kv_heads < 1 || heads.head_dim < 1) {
-    throw std::invalid_argument(text("[split_rotary] num_heads, num_kv_heads and head_dim must be ",
+    throw std::invalid_argument(text("[", op, "] num_heads, num_kv_heads and head_dim must be ",
                                      "positive but are ", heads.num_heads, ", ", heads.num_kv_heads,
                                      " and ", heads.head_dim, "."));
   }
-  check_floating("split_rotary", "qkv", qkv);
+  check_floating(op, "qkv", qkv);
   const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
   if (qkv.ndim() != 2 || qkv.shape(1) != width) {
-    throw std::invalid_argument(text("[split_rotary] qkv must have shape (num_tokens,", width,
-                                     ") for ", heads.num_heads, " + 2 * ", heads.num_kv_heads,
-                                     " heads of ", heads.head_dim, " but has ", qkv.shape(), "."));
+    throw std::invalid_argument(text("[", op, "] qkv must have shape (num_tokens,", width, ") for ",
+                                     heads.num_heads, " + 2 * ", heads.num_kv_heads, " heads of ",
+                                     heads.head_dim, " but has ", qkv.shape(), "."));
   }
   if (cos_sin.dtype() != mx::float32) {
     throw std::invalid_argument(
-        text("[split_rotary] cos_sin must be float32 but is ", cos_sin.dtype(), "."));
+        text("[", op, "] cos_sin must be float32 but is ", cos_sin.dtype(), "."));
   }
   if (cos_sin.ndim() != 2 || cos_sin.shape(0) != qkv.shape(0) || cos_sin.shape(1) % 2 != 0 ||
       cos_sin.shape(1) > heads.head_dim) {
-    throw std::invalid_argument(text("[split_rotary] cos_sin must have shape (", qkv.shape(0),
+    throw std::invalid_argument(text("[", op, "] cos_sin must have shape (", qkv.shape(0),
                                      ",rotary_dim) with an even rotary_dim of at most ",
                                      heads.head_dim, " but has ", cos_sin.shape(), "."));
   }
@@ -62,14 +64,14 @@ mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin)
 
 QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin,
                            const HeadCounts& heads) {
-  check_arguments(qkv, cos_sin, heads);
+  check_arguments("split_rotary", qkv, cos_sin, heads);
   if (use_cpu_kernels()) return cpu::split_rotary(qkv, cos_sin, heads);
   return split_rotary_fallback(qkv, cos_sin, heads);
 }
 
 QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_sin,
                                     const HeadCounts& heads) {
-  check_arguments(qkv, cos_sin, heads);
+  check_arguments("split_rotary", qkv, cos_sin, heads);
   const int num_tokens = qkv.shape(0);
   const int half = cos_sin.shape(1) / 2;
   const mx::array cos = mx::expand_dims(columns(cos_sin, 0, half), 1);
@@ -83,6 +85,18 @@ QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_s
   return {rotate(head_range(0, heads.num_heads), cos, sin),
           rotate(head_range(heads.num_heads, rotated), cos, sin),
           head_range(rotated, rotated + heads.num_kv_heads)};
+}
+
+mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
+                          KVView& view) {
+  constexpr const char* kOp = "rotary_kv_write";
+  check_arguments(kOp, qkv, cos_sin, heads);
+  check_shape(kOp, "qkv", qkv, {view.layout.num_tokens(), qkv.shape(1)});
+  check_cache_for_writing(kOp, view, heads.num_kv_heads, heads.head_dim, qkv.dtype());
+  if (use_cpu_kernels()) return cpu::rotary_kv_write(qkv, cos_sin, heads, view);
+  auto [queries, keys, values] = split_rotary_fallback(qkv, cos_sin, heads);
+  kv_write(view, keys, values);
+  return queries;
 }
 
 }  // namespace vllm_metal

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/mlx.h"
+#include "kernels/kv_view.h"
 
 namespace vllm_metal {
 
@@ -27,5 +28,12 @@ struct QueryKeyValue {
 QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads);
 QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_sin,
                                     const HeadCounts& heads);
+
+// split_rotary and kv_write in one: rotated keys and values go to the cache rows of their tokens,
+// the handles of `view` are replaced (see kv_write), and the rotated queries are returned. One node
+// on the CPU; elsewhere the two ops.
+// Throws std::invalid_argument as the two ops do.
+mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
+                          KVView& view);
 
 }  // namespace vllm_metal

@@ -3,7 +3,6 @@
 
 #include <array>
 
-#include "kernels/kv_write.h"
 #include "kernels/varlen_attention.h"
 
 namespace vllm_metal {
@@ -21,9 +20,8 @@ Attention Attention::load(LoadContext& load, const std::string& name,
 
 mx::array Attention::operator()(const mx::array& x, const mx::array& cos_sin,
                                 ForwardContext& context) const {
-  const auto [queries, keys, values] = split_rotary(qkv_(x), cos_sin, config_.heads);
   KVView cache = context.cache.view(config_.layer, context.layout);
-  kv_write(cache, keys, values);
+  const mx::array queries = rotary_kv_write(qkv_(x), cos_sin, config_.heads, cache);
   const mx::array attended = varlen_attention(queries, cache, config_.scale);
   return output_(
       mx::reshape(attended, {attended.shape(0), config_.heads.num_heads * config_.heads.head_dim}));

@@ -38,6 +38,13 @@ class CpuPrimitive : public mx::Primitive {
     mx::cpu::get_command_encoder(stream()).add_temporary(std::move(temporary));
   }
 
+  // A cache as an output that is written in place, by the op named `op`.
+  static void alias_cache(const char* op, mx::array& output, const mx::array& input) {
+    if (!input.flags().row_contiguous)
+      throw std::runtime_error(text("[", op, "] the caches must be row contiguous to be written."));
+    alias_output(output, input);
+  }
+
   // `x` where its rows lie evenly (see Rows), else a copy, made before what is dispatched next.
   mx::array with_even_rows(const mx::array& x) { return has_even_rows(x) ? x : copied(x); }
   mx::array with_contiguous_last_dimension(const mx::array& x) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -53,13 +52,9 @@ class KVWrite : public CpuPrimitive {
   const char* name() const override { return "KVWrite"; }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    for (int i = 0; i < 2; ++i) {
-      if (!inputs[i].flags().row_contiguous)
-        throw std::runtime_error("[kv_write] the caches must be row contiguous to be written.");
-    }
     const mx::array keys = with_contiguous_last_dimension(inputs[2]);
     const mx::array values = with_contiguous_last_dimension(inputs[3]);
-    for (int i = 0; i < 2; ++i) alias_output(outputs[i], inputs[i]);
+    for (int i = 0; i < 2; ++i) alias_cache("kv_write", outputs[i], inputs[i]);
     dispatch([key_writer = RowWriter(keys, outputs[0]),
               value_writer = RowWriter(values, outputs[1]), slots = inputs[4].data<int32_t>(),
               num_tokens = keys.shape(0)] {

@@ -12,17 +12,17 @@ namespace vllm_metal::cpu {
 
 namespace {
 
-// {qkv, cos_sin} -> {queries, keys, values}
-class SplitRotary : public CpuPrimitive {
+// The part that splitting alone and writing to the cache share.
+class RotaryPrimitive : public CpuPrimitive {
  public:
-  explicit SplitRotary(const HeadCounts& heads) : heads_(heads) {}
+  explicit RotaryPrimitive(const HeadCounts& heads) : heads_(heads) {}
 
-  const char* name() const override { return "SplitRotary"; }
-
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    for (mx::array& output : outputs) allocate_output(output);
-    const mx::array qkv = with_even_rows(inputs[0]);
-    const mx::array cos_sin = with_even_rows(inputs[1]);
+ protected:
+  // Rows `slots` of keys and values are written, those of the tokens themselves if it is null.
+  void rotate(const mx::array& qkv_input, const mx::array& cos_sin_input, mx::array& queries,
+              mx::array& keys, mx::array& values, const int32_t* slots) {
+    const mx::array qkv = with_even_rows(qkv_input);
+    const mx::array cos_sin = with_even_rows(cos_sin_input);
     const Rows qkv_rows = rows_of(qkv);
     const SplitRotaryTokens tokens{.type = element_type_of(qkv.dtype()),
                                    .qkv = qkv.data<void>(),
@@ -33,9 +33,10 @@ class SplitRotary : public CpuPrimitive {
                                    .num_kv_heads = heads_.num_kv_heads,
                                    .head_dim = heads_.head_dim,
                                    .rotary_dim = cos_sin.shape(1),
-                                   .queries = outputs[0].data<void>(),
-                                   .keys = outputs[1].data<void>(),
-                                   .values = outputs[2].data<void>()};
+                                   .queries = queries.data<void>(),
+                                   .keys = keys.data<void>(),
+                                   .values = values.data<void>(),
+                                   .slots = slots};
     dispatch([tokens, count = qkv_rows.count, width = qkv_rows.width] {
       for_each_row(elementwise().split_rotary, tokens, count, width);
     });
@@ -43,6 +44,33 @@ class SplitRotary : public CpuPrimitive {
 
  private:
   HeadCounts heads_;
+};
+
+// {qkv, cos_sin} -> {queries, keys, values}
+class SplitRotary : public RotaryPrimitive {
+ public:
+  using RotaryPrimitive::RotaryPrimitive;
+
+  const char* name() const override { return "SplitRotary"; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    for (mx::array& output : outputs) allocate_output(output);
+    rotate(inputs[0], inputs[1], outputs[0], outputs[1], outputs[2], nullptr);
+  }
+};
+
+// {qkv, cos_sin, key cache, value cache, slot_mapping} -> {queries, and the two caches, in place}
+class RotaryKVWrite : public RotaryPrimitive {
+ public:
+  using RotaryPrimitive::RotaryPrimitive;
+
+  const char* name() const override { return "RotaryKVWrite"; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    allocate_output(outputs[0]);
+    for (int i = 1; i < 3; ++i) alias_cache("rotary_kv_write", outputs[i], inputs[i + 1]);
+    rotate(inputs[0], inputs[1], outputs[0], outputs[1], outputs[2], inputs[4].data<int32_t>());
+  }
 };
 
 }  // namespace
@@ -55,6 +83,17 @@ QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin,
                                         {qkv.dtype(), qkv.dtype(), qkv.dtype()},
                                         std::make_shared<SplitRotary>(heads), {qkv, cos_sin});
   return {std::move(outputs[0]), std::move(outputs[1]), std::move(outputs[2])};
+}
+
+mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
+                          KVView& view) {
+  auto outputs = mx::array::make_arrays(
+      {{qkv.shape(0), heads.num_heads, heads.head_dim}, view.keys.shape(), view.values.shape()},
+      {qkv.dtype(), view.keys.dtype(), view.values.dtype()}, std::make_shared<RotaryKVWrite>(heads),
+      {qkv, cos_sin, view.keys, view.values, view.layout.slot_mapping_array});
+  view.keys = std::move(outputs[1]);
+  view.values = std::move(outputs[2]);
+  return std::move(outputs[0]);
 }
 
 }  // namespace vllm_metal::cpu

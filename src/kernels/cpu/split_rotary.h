@@ -8,4 +8,7 @@ namespace vllm_metal::cpu {
 
 QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads);
 
+mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
+                          KVView& view);
+
 }  // namespace vllm_metal::cpu

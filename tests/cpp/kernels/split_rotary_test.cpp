@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/split_rotary.h"
 
+#include <algorithm>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 
+#include "kernels/kv_write.h"
 #include "kernels/table_cases.h"
 
 namespace vllm_metal {
@@ -181,6 +185,99 @@ TEST_F(SplitRotaryOnce, RefusesWhatDoesNotFit) {
   EXPECT_EQ(refuse(mx::zeros({2, 64}), mx::zeros({2, 16}), {2, 0, 16}),
             "[split_rotary] num_heads, num_kv_heads and head_dim must be positive but are 2, 0 "
             "and 16.");
+}
+
+// ---- Into the cache ----
+
+struct Cache {
+  explicit Cache(const HeadCounts& heads, mx::Dtype dtype, int num_rows = 60)
+      : keys(random_array({num_rows, heads.num_kv_heads, heads.head_dim}, dtype, 100)),
+        values(random_array({num_rows, heads.num_kv_heads, heads.head_dim}, dtype, 101)) {
+    mx::eval(keys, values);
+  }
+  mx::array keys, values;
+};
+
+// One request whose tokens go to the given rows.
+BatchLayout layout_of(std::vector<int32_t> slots) {
+  const auto num_tokens = static_cast<int32_t>(slots.size());
+  return BatchLayout({0, num_tokens}, {num_tokens}, std::move(slots), {0}, 0);
+}
+
+std::vector<int32_t> shuffled_slots(int num_tokens, int num_rows) {
+  std::vector<int32_t> slots(num_rows);
+  std::iota(slots.begin(), slots.end(), 0);
+  std::shuffle(slots.begin(), slots.end(), std::mt19937(num_tokens));
+  slots.resize(num_tokens);
+  return slots;
+}
+
+TEST_P(SplitRotary, WritesToTheCacheWhatTheTwoOpsDo) {
+  for (const HeadCounts& heads :
+       {HeadCounts{9, 3, 64}, HeadCounts{7, 1, 33}, HeadCounts{4, 4, 24}, HeadCounts{1, 1, 2}}) {
+    for (int num_tokens : {1, 7, 40}) {
+      for (Placement placement : kPlacements) {
+        SCOPED_TRACE(testing::Message() << num_tokens << " tokens, heads of " << heads.head_dim
+                                        << ", " << text_of(placement));
+        const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
+        const auto qkv = placed(random_array({num_tokens, width}, dtype(), 20), placement);
+        const auto cos_sin = placed(angles(num_tokens, heads.head_dim / 2 * 2, 5), placement);
+        const BatchLayout layout = layout_of(shuffled_slots(num_tokens, 60));
+        Cache one(heads, dtype()), two(heads, dtype()), fallback(heads, dtype());
+        KVView view{one.keys, one.values, layout}, other{two.keys, two.values, layout};
+        const auto queries = rotary_kv_write(qkv, cos_sin, heads, view);
+        const auto expected = split_rotary(qkv, cos_sin, heads);
+        kv_write(other, expected.keys, expected.values);
+        expect_equal(queries, expected.queries);
+        expect_equal(one.keys, two.keys);
+        expect_equal(one.values, two.values);
+
+        set_device_kernels_enabled(false);
+        KVView fallback_view{fallback.keys, fallback.values, layout};
+        const auto fallback_queries = rotary_kv_write(qkv, cos_sin, heads, fallback_view);
+        set_device_kernels_enabled(true);
+        expect_close(fallback_queries, values_of(queries), fallback_tolerance_of(dtype()));
+        expect_close(fallback.keys, values_of(one.keys), fallback_tolerance_of(dtype()));
+        expect_equal(fallback.values, one.values);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_F(SplitRotaryOnce, WritesTheCacheInPlaceAndInOneNode) {
+  const HeadCounts heads{2, 1, 16};
+  Cache cache(heads, mx::float32);
+  const void* memory = cache.keys.data<void>();
+  const auto qkv = random_array({2, 64}, mx::float32, 1);
+  const BatchLayout layout = layout_of({4, 2});
+  KVView view{cache.keys, cache.values, layout};
+  const auto queries = rotary_kv_write(qkv, angles(2, 16, 0), heads, view);
+  EXPECT_EQ(queries.primitive_id(), cache.keys.primitive_id());
+  EXPECT_EQ(queries.primitive_id(), cache.values.primitive_id());
+  EXPECT_EQ(queries.inputs()[0].id(), qkv.id());
+  mx::eval(queries, cache.keys, cache.values);
+  EXPECT_EQ(cache.keys.data<void>(), memory);
+}
+
+TEST_F(SplitRotaryOnce, RefusesACacheThatDoesNotFit) {
+  const HeadCounts heads{2, 1, 16};
+  const auto refuse = [&](Cache cache, std::vector<int32_t> slots) {
+    const BatchLayout layout = layout_of(std::move(slots));
+    KVView view{cache.keys, cache.values, layout};
+    return message_of<std::invalid_argument>([&] {
+      rotary_kv_write(mx::zeros({2, 64}), mx::zeros({2, 16}), heads, view);
+    });
+  };
+  EXPECT_EQ(refuse(Cache(heads, mx::float32), {1, 60}),
+            "[rotary_kv_write] slot_mapping must lie in [0, 60), the rows of the cache, but has "
+            "60.");
+  EXPECT_EQ(refuse(Cache(heads, mx::float32), {1, 2, 3}),
+            "[rotary_kv_write] qkv must have shape (3,64) but has (2,64).");
+  EXPECT_EQ(refuse(Cache(heads, mx::float16), {1, 2}),
+            "[rotary_kv_write] the cache must be float32 but is float16.");
+  EXPECT_EQ(refuse(Cache({2, 2, 16}, mx::float32), {1, 2}),
+            "[rotary_kv_write] the key cache must have shape (60,1,16) but has (60,2,16).");
 }
 
 }  // namespace

@@ -41,9 +41,10 @@ struct SplitRotaryTokens {
   int num_kv_heads;
   int head_dim;
   int rotary_dim;
-  void* queries;  // [num_tokens, num_heads, head_dim], contiguous
-  void* keys;     // [num_tokens, num_kv_heads, head_dim], contiguous
-  void* values;   // [num_tokens, num_kv_heads, head_dim], contiguous
+  void* queries;         // [num_tokens, num_heads, head_dim], contiguous
+  void* keys;            // [num_tokens or rows of a cache, num_kv_heads, head_dim], contiguous
+  void* values;          // likewise
+  const int32_t* slots;  // [num_tokens] rows of keys and values that are written, or null
 };
 
 // Each computes rows (tokens) [begin, end). A row's result does not depend on the others.

@@ -130,9 +130,10 @@ void split_rotary_tokens(const SplitRotaryTokens& tokens, int64_t begin, int64_t
     const float* cos = tokens.cos_sin + token * tokens.cos_sin_stride;
     rotate_heads(query, (Element*)tokens.queries + token * query_width, tokens.num_heads,
                  tokens.head_dim, cos, tokens.rotary_dim / 2);
-    rotate_heads(key, (Element*)tokens.keys + token * key_width, tokens.num_kv_heads,
-                 tokens.head_dim, cos, tokens.rotary_dim / 2);
-    __builtin_memcpy((Element*)tokens.values + token * key_width, key + key_width,
+    const int64_t row = tokens.slots == nullptr ? token : tokens.slots[token];
+    rotate_heads(key, (Element*)tokens.keys + row * key_width, tokens.num_kv_heads, tokens.head_dim,
+                 cos, tokens.rotary_dim / 2);
+    __builtin_memcpy((Element*)tokens.values + row * key_width, key + key_width,
                      key_width * sizeof(Element));
   }
 }
