@@ -46,7 +46,7 @@ int64_t sums_stride(int64_t num_tokens) { return padded_tokens(num_tokens) + 16;
 
 // Panels and blocks are made of 32-bit elements, one a step. A column in float32, whatever is
 // multiplied:
-struct FloatSteps {
+struct FloatElements {
   static int64_t count(const WeightRows& weight) { return weight.in_features; }
 
   // f(source): source(token, step, width) are `width` (up to kLanes) elements of a token.
@@ -73,7 +73,7 @@ struct FloatSteps {
 
 #if defined(__AVX512BF16__)
 // Two columns of bfloat16, as they lie.
-struct PairSteps {
+struct PairElements {
   static bool fits(const WeightRows& weight, ElementType activations) {
     return weight.bits == 0 && weight.type == ElementType::kBfloat16 &&
            activations == ElementType::kBfloat16 && weight.in_features % 2 == 0;
@@ -272,9 +272,9 @@ constexpr BlockedKernels kKernels = {kPanelTokens,   kBlockRows,  input_floats<S
 
 const BlockedKernels& row_blocks_kernels(const WeightRows& weight, ElementType activations) {
 #if defined(__AVX512BF16__)
-  if (PairSteps::fits(weight, activations)) return kKernels<PairSteps>;
+  if (PairElements::fits(weight, activations)) return kKernels<PairElements>;
 #endif
-  return kKernels<FloatSteps>;
+  return kKernels<FloatElements>;
 }
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA
