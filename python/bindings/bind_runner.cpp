@@ -231,6 +231,10 @@ void bind_runner(nb::module_& module) {
           "last_logits", &last_logits,
           "Logits of the rows the last step drew from, float32 [n, vocab_size]; None unless kept.")
       .def("count_nodes", &ModelRunner::count_nodes, "enabled"_a)
+      .def("measure_activations", &ModelRunner::measure_activations, "num_tokens"_a,
+           "num_requests"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "Run a step of that size on a cache of its own; returns the bytes in use besides "
+           "weights and cache. Before initialize_kv_cache.")
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
            "Set how many tokens live requests may keep, in blocks of block_size.")
       .def("launch",

@@ -253,7 +253,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"{name:<13} {found or 'not installed'}"
     yield f"Platform  {report.platform or 'none'}: {report.reason}"
     if report.device is not None:
-        from vllm_metal.memory_report import format_bytes
+        from vllm_metal.memory import format_bytes
 
         yield (
             f"Device    {report.device['name']} ({report.device['backend']}), "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_metal.log import get_logger
-from vllm_metal.memory_report import format_bytes
+from vllm_metal.memory import format_bytes
 from vllm_metal.unsupported import active_sliding_window
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from vllm.v1.outputs import (
 from vllm_metal import _core, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
-from vllm_metal.memory_report import format_bytes
+from vllm_metal.memory import format_bytes
 from vllm_metal.torch_bridge import TorchBridge, TorchDraw
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class MetalModelRunner:
             time.perf_counter() - start,
         )
         self._torch_bridge = TorchBridge.create(vllm_config)
-        self._async_scheduling: bool = vllm_config.scheduler_config.async_scheduling
+        self._max_model_len: int = model_config.max_model_len
+        self._scheduler_config = vllm_config.scheduler_config
         self._scheduled_ids: list[str] = []
 
     @property
@@ -75,6 +76,21 @@ class MetalModelRunner:
         return {
             f"model.layers.{layer}.self_attn.attn": spec for layer in range(self._core.num_layers)
         }
+
+    def measure_activations(self) -> int:
+        """Run the largest step that the scheduler may ask for; returns its bytes."""
+        num_tokens = self._scheduler_config.max_num_batched_tokens
+        num_requests = min(self._scheduler_config.max_num_seqs, num_tokens)
+        num_tokens = min(num_tokens, num_requests * self._max_model_len)
+        start = time.perf_counter()
+        activation_bytes = self._core.measure_activations(num_tokens, num_requests)
+        logger.info(
+            "A step of %d tokens needs %s; measured in %.1f s",
+            num_tokens,
+            format_bytes(activation_bytes),
+            time.perf_counter() - start,
+        )
+        return activation_bytes
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig) -> int:
         """Give the cache the capacity of vLLM's blocks; returns it in tokens."""
@@ -107,7 +123,7 @@ class MetalModelRunner:
             torch_draw = self._torch_bridge.draw(self._core, self._scheduled_ids, grammar_output)
         pending = self._core.draw(**self._grammar_arguments(grammar_output), given=torch_draw.given)
         step = PendingStep(self._scheduled_ids, pending, torch_draw)
-        return step if self._async_scheduling else step.get_output()
+        return step if self._scheduler_config.async_scheduling else step.get_output()
 
     def _grammar_arguments(self, grammar_output: "GrammarOutput | None") -> dict[str, Any]:
         if grammar_output is None:

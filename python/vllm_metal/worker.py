@@ -9,7 +9,7 @@ import torch
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from vllm_metal import _core, log
-from vllm_metal.memory_report import MemoryReport
+from vllm_metal.memory import plan_memory, start_line
 from vllm_metal.model_runner import MetalModelRunner
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class MetalWorker(WorkerBase):
     """One process on one device; vLLM calls its methods in the order they stand here."""
 
     model_runner: MetalModelRunner | None
-    _memory: MemoryReport
+    _device_info: dict[str, Any]  # as found before anything was loaded
 
     def init_device(self) -> None:
         """Select MLX's device and note its memory before anything is loaded."""
         log.forward_core_log()
         self.device = torch.device("cpu")
-        self._memory = MemoryReport.of_device(_core.device_info())
+        self._device_info = _core.device_info()
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the weights."""
@@ -51,12 +51,18 @@ class MetalWorker(WorkerBase):
         super().set_kv_cache_layout(kv_cache_layout, *args)
 
     def determine_available_memory(self) -> int:
-        """Return bytes for the KV cache."""
-        return self._memory.kv_cache_bytes(
-            weight_bytes=self._runner.weight_bytes,
-            memory_utilization=self.cache_config.gpu_memory_utilization,
-            requested_bytes=self.cache_config.kv_cache_memory_bytes,
+        """Plan memory and set MLX's limits; returns bytes for the KV cache."""
+        runner = self._runner
+        plan = plan_memory(
+            self._device_info,
+            self.vllm_config,
+            weight_bytes=runner.weight_bytes,
+            activation_bytes=runner.measure_activations(),
+            block_bytes=self._block_bytes,
         )
+        logger.info(plan.table())
+        _core.apply_memory_limits(plan)
+        return plan.kv_cache
 
     def update_max_model_len(self, max_model_len: int) -> None:
         """Note the length that vLLM lowered to what the KV cache holds."""
@@ -65,13 +71,11 @@ class MetalWorker(WorkerBase):
     def initialize_from_config(self, kv_cache_config: "KVCacheConfig") -> None:
         """Give the KV cache its capacity."""
         num_tokens = self._runner.initialize_kv_cache(kv_cache_config)
-        bytes_per_block = sum(
-            spec.page_size_bytes for spec in self._runner.kv_cache_spec().values()
-        )
         logger.info(
-            self._memory.line(
+            start_line(
+                self._device_info,
                 weight_bytes=self._runner.weight_bytes,
-                kv_cache_bytes=kv_cache_config.num_blocks * bytes_per_block,
+                kv_cache_bytes=kv_cache_config.num_blocks * self._block_bytes,
                 kv_cache_tokens=num_tokens,
             )
         )
@@ -115,6 +119,7 @@ class MetalWorker(WorkerBase):
     def shutdown(self) -> None:
         """Free the model and the KV cache."""
         self.model_runner = None
+        _core.release_memory_limits()
         log.silence_core_log()
 
     # What vLLM offers and this release does not do
@@ -146,6 +151,10 @@ class MetalWorker(WorkerBase):
     def list_loras(self) -> set[int]:
         """Return no adapters."""
         return set()
+
+    @property
+    def _block_bytes(self) -> int:
+        return sum(spec.page_size_bytes for spec in self._runner.kv_cache_spec().values())
 
     @property
     def _runner(self) -> MetalModelRunner:

@@ -5,7 +5,9 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
+#include <locale>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string_view>
 
@@ -22,16 +24,27 @@ struct Variable {
 };
 
 constexpr std::array<Variable, 10> kVariables{{
-    {"VLLM_METAL_MEMORY_FRACTION", "auto", "memory to plan with; this release takes `auto` only"},
-    {"VLLM_METAL_USE_MLX", "1", "1: compute with MLX; 0: the plugin steps aside"},
-    {"VLLM_MLX_DEVICE", "gpu", "gpu (Metal on a Mac, CUDA elsewhere) or cpu"},
-    {"VLLM_METAL_BLOCK_SIZE", "16", "tokens in a KV cache block, 1 to 1024"},
-    {"VLLM_METAL_USE_PAGED_ATTENTION", "0", "paged KV cache; this release takes 0 only"},
-    {"VLLM_METAL_DEBUG", "0", "1: log the shape, time and memory of each step"},
-    {"VLLM_USE_MODELSCOPE", "False", "models from ModelScope; this release takes False only"},
-    {"VLLM_METAL_MODELSCOPE_CACHE", "", "folder of ModelScope models; not in this release"},
-    {"VLLM_METAL_PREFIX_CACHE", "", "reuse shared prompt prefixes; not in this release"},
-    {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05", "share of memory for them; not in this release"},
+    {"VLLM_METAL_MEMORY_FRACTION", "auto",
+     "`auto`: memory for the model and a KV cache of little more than one sequence; or the share "
+     "of "
+     "all memory to use, in (0, 1]"},
+    {"VLLM_METAL_USE_MLX", "1",
+     "compute with MLX; `0`: the plugin steps aside and vLLM's own PyTorch back end runs, if its "
+     "build has kernels"},
+    {"VLLM_MLX_DEVICE", "gpu",
+     "`gpu` (Metal on a Mac, CUDA elsewhere) or `cpu`. Unset and no GPU: the CPU, with one "
+     "warning; "
+     "set to `gpu` and none there: an error"},
+    {"VLLM_METAL_BLOCK_SIZE", "16",
+     "tokens in a block by which vLLM counts the KV cache, 1 to 1024; with a different "
+     "`--block-size` an error"},
+    {"VLLM_METAL_USE_PAGED_ATTENTION", "0", "paged KV cache; this release takes `0` only"},
+    {"VLLM_METAL_DEBUG", "0", "`1`: one log line a step with its shape, time and memory"},
+    {"VLLM_USE_MODELSCOPE", "False", "models from ModelScope; this release takes `False` only"},
+    {"VLLM_METAL_MODELSCOPE_CACHE", "", "folder of ModelScope's models; not in this release"},
+    {"VLLM_METAL_PREFIX_CACHE", "", "reuse shared prefixes of prompts; not in this release"},
+    {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05",
+     "share of memory for shared prefixes; not in this release"},
 }};
 
 [[noreturn]] void refuse(const char* name, const std::string& value, const std::string& allowed) {
@@ -78,11 +91,21 @@ DeviceChoice read_device(const Environment::Lookup& lookup) {
   refuse("VLLM_MLX_DEVICE", *value, "gpu or cpu");
 }
 
+// A number in (0, 1].
+std::optional<double> read_share(const Environment::Lookup& lookup, const char* name,
+                                 const char* word) {
+  auto value = value_of(lookup, name);
+  if (!value || *value == word) return std::nullopt;
+  std::istringstream stream(*value);
+  stream.imbue(std::locale::classic());
+  double number = 0;
+  if (!(stream >> number) || !(stream >> std::ws).eof() || !(number > 0 && number <= 1))
+    refuse(name, *value, text(word, " or a number in (0, 1]"));
+  return number;
+}
+
 // Features of later releases: their default is accepted, anything else stops the start.
 void refuse_absent_features(const Environment::Lookup& lookup) {
-  if (auto value = value_of(lookup, "VLLM_METAL_MEMORY_FRACTION"); value && *value != "auto")
-    refuse("VLLM_METAL_MEMORY_FRACTION", *value,
-           "unset or auto in this release (--gpu-memory-utilization sets the share)");
   if (read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false))
     refuse("VLLM_METAL_USE_PAGED_ATTENTION", "1",
            "unset or 0 in this release, which has the MLX-managed KV cache only");
@@ -110,6 +133,7 @@ Environment Environment::read(const Lookup& lookup) {
   env.block_size = read_int(lookup, "VLLM_METAL_BLOCK_SIZE", 16, 1, 1024);
   env.block_size_is_set = value_of(lookup, "VLLM_METAL_BLOCK_SIZE").has_value();
   env.debug = read_bool(lookup, "VLLM_METAL_DEBUG", false);
+  env.memory_fraction = read_share(lookup, "VLLM_METAL_MEMORY_FRACTION", "auto");
   return env;
 }
 

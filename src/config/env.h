@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,8 @@ struct Environment {
   DeviceChoice device = DeviceChoice::kGpuIfAvailable;  // VLLM_MLX_DEVICE
   int block_size = 16;                                  // VLLM_METAL_BLOCK_SIZE, tokens
   bool block_size_is_set = false;
-  bool debug = false;  // VLLM_METAL_DEBUG
+  bool debug = false;                     // VLLM_METAL_DEBUG
+  std::optional<double> memory_fraction;  // VLLM_METAL_MEMORY_FRACTION, in (0, 1]; none: auto
 
   using Lookup = std::function<const char*(const char* name)>;
 

@@ -61,13 +61,17 @@ mx::Device select_device(DeviceChoice choice) {
 
 DeviceInfo describe_device(const mx::Device& device) {
   const SystemMemory memory = system_memory();
-  DeviceInfo info{device, backend_of(device), processor_name(), memory.total, memory.available};
+  DeviceInfo info{device,       backend_of(device), processor_name(),
+                  memory.total, memory.available,   memory.total};
   if (device == mx::Device::cpu) return info;
   if (const auto* name = find_info<std::string>(device, "device_name")) info.name = *name;
   if (info.backend == "cuda") {  // memory of its own
     if (const auto* total = find_info<size_t>(device, "total_memory")) info.total_memory = *total;
     if (const auto* free = find_info<size_t>(device, "free_memory")) info.available_memory = *free;
+    info.working_set = info.total_memory;
   }
+  if (const auto* bytes = find_info<size_t>(device, "max_recommended_working_set_size"))
+    info.working_set = *bytes;
   return info;
 }
 

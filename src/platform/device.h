@@ -15,6 +15,7 @@ struct DeviceInfo {
   std::string name;           // as the system calls it, e.g. "Apple M3 Max"
   uint64_t total_memory;      // bytes the device can address: unified memory, or the GPU's own
   uint64_t available_memory;  // bytes free for a new process now
+  uint64_t working_set;       // bytes the device recommends to use at most, or all of them
 };
 
 // Makes MLX's default device the one that `choice` names. GPU unless told otherwise; without a GPU

@@ -9,6 +9,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/mlx.h"
+#include "common/mlx_buffer.h"
+
 #if defined(__APPLE__)
 #include <mach/mach.h>
 #include <sys/sysctl.h>
@@ -73,5 +76,36 @@ SystemMemory system_memory() {
 }
 
 #endif
+
+namespace {
+
+struct Limits {
+  size_t memory;
+  size_t cache;
+  bool wires;
+};
+
+// Those before the plan's.
+std::optional<Limits> limits_before;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+}  // namespace
+
+void apply_memory_limits(const MemoryPlan& plan) {
+  const bool wires = mx::default_device() == mx::Device::gpu && mx::metal::is_available();
+  const size_t memory = mx::set_memory_limit(plan.memory_limit);
+  const size_t cache = mx::set_cache_limit(plan.cache_limit);
+  if (wires) mx::set_wired_limit(plan.wired_limit);
+  if (!limits_before) limits_before = Limits{memory, cache, wires};
+}
+
+void release_memory_limits() {
+  if (!limits_before) return;
+  release_reusable_memory();
+  mx::clear_cache();
+  if (limits_before->wires) mx::set_wired_limit(0);
+  mx::set_memory_limit(limits_before->memory);
+  mx::set_cache_limit(limits_before->cache);
+  limits_before.reset();
+}
 
 }  // namespace vllm_metal

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "platform/memory_plan.h"
+
 namespace vllm_metal {
 
 // Memory of the machine in bytes, as the operating system counts it. A container's limit counts
@@ -12,5 +14,11 @@ struct SystemMemory {
   uint64_t available;  // without swapping others out
 };
 SystemMemory system_memory();
+
+// Sets MLX's limits to those of the plan, for the default device. On Metal, memory up to the wired
+// limit stays resident.
+void apply_memory_limits(const MemoryPlan& plan);
+// Back to what they were, with nothing wired and nothing kept for reuse. Does nothing twice.
+void release_memory_limits();
 
 }  // namespace vllm_metal

@@ -67,6 +67,34 @@ ModelRunner::ModelRunner(ModelRunnerOptions options)
       executor_(options.model_dir, config_, options.dtype, std::move(options.progress)),
       batch_(*sampler_config_) {}
 
+size_t ModelRunner::measure_activations(int num_tokens, int num_requests) {
+  if (has_kv_cache_)
+    throw std::invalid_argument(
+        "[runner] measure_activations must be called before initialize_kv_cache.");
+  if (num_requests < 1 || num_tokens < num_requests)
+    throw std::invalid_argument(text("[runner] measure_activations needs one token a request or ",
+                                     "more but has ", num_tokens, " for ", num_requests, "."));
+  StepInput first, last;
+  for (int i = 0; i < num_requests; ++i) {
+    const int count = num_tokens / num_requests + (i < num_tokens % num_requests ? 1 : 0);
+    const std::string id = text("measure-", i);
+    first.new_requests.push_back({id, std::vector<int32_t>(static_cast<size_t>(count), 0), {}});
+    first.scheduled.push_back({id, 0, count});
+    last.finished.push_back(id);
+  }
+  initialize_kv_cache(num_tokens, 1);
+  release_reusable_memory();
+  const size_t before = memory_use().active;
+  mx::reset_peak_memory();
+  step(first);
+  const size_t used = before + kv_cache_bytes();
+  const size_t peak = memory_use().peak;
+  step(last);
+  synchronize();
+  has_kv_cache_ = false;
+  return peak > used ? peak - used : 0;
+}
+
 void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size) {
   executor_.initialize_kv_cache(num_tokens, block_size);
   has_kv_cache_ = true;

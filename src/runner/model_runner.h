@@ -36,6 +36,11 @@ class ModelRunner {
  public:
   // Loads the model onto MLX's default device. Throws as load_model does.
   explicit ModelRunner(ModelRunnerOptions options);
+  // Runs a step of so many tokens, shared out among so many requests, and returns the bytes that it
+  // had in use besides weights and cache: what any step of that size may need. Only before
+  // initialize_kv_cache, since it uses a cache of its own.
+  size_t measure_activations(int num_tokens, int num_requests);
+
   // Must be called once before the first step. `num_tokens` is what the scheduler may keep in the
   // cache, in blocks of `block_size`.
   void initialize_kv_cache(int64_t num_tokens, int block_size);

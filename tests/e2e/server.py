@@ -19,8 +19,16 @@ STOP_SECONDS = 60
 class Server:
     """A server process; `with` starts it, waits until it answers, and stops it."""
 
-    def __init__(self, model: Path | str, log: Path, *arguments: str, name: str = "model") -> None:
+    def __init__(
+        self,
+        model: Path | str,
+        log: Path,
+        *arguments: str,
+        name: str = "model",
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
+        self._variables = variables or {}
         self.port = _free_port()
         self.log = log
         self._command = [
@@ -40,13 +48,17 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
 
     def start(self) -> None:
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            # The tests of the plugin turn it off in their own process.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        }
+        environment = (
+            os.environ
+            | self._variables
+            | {
+                "HF_HUB_OFFLINE": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+                "DO_NOT_TRACK": "1",
+                # The tests of the plugin turn it off in their own process.
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            }
+        )
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -58,8 +58,8 @@ def fake_core():
         patch.setattr(vllm_metal, "_core", fake_core_module, raising=False)
         from vllm_metal import model_runner, worker
 
-        patch.setattr(model_runner, "_core", fake_core_module)
-        patch.setattr(worker, "_core", fake_core_module)
+        for module in (model_runner, worker):
+            patch.setattr(module, "_core", fake_core_module)
         patch.setattr(fake_core_module.ModelRunner, "instances", [])
         yield fake_core_module
 

@@ -78,7 +78,36 @@ def device_info():
         "backend": "cpu",
         "total_memory": MEMORY,
         "available_memory": MEMORY,
+        "working_set": MEMORY,
     }
+
+
+@dataclass
+class MemoryPlan:
+    kv_cache: int
+    arguments: dict
+
+    def table(self):
+        return "Memory plan (fake)"
+
+
+# Plans whose limits were set, and None for each time they were released.
+memory_limits: list[MemoryPlan | None] = []
+
+
+def plan_memory(**arguments):
+    blocks = (
+        arguments["num_blocks"] or -(-arguments["max_model_len"] // arguments["block_size"]) + 1
+    )
+    kv_cache = arguments["kv_cache_bytes"] or blocks * arguments["block_bytes"]
+    return MemoryPlan(kv_cache, arguments)
+
+
+apply_memory_limits = memory_limits.append
+
+
+def release_memory_limits():
+    memory_limits.append(None)
 
 
 def memory_stats():
@@ -167,6 +196,11 @@ class ModelRunner:
         self.counts = Counts()
         progress(self.weight_bytes, self.weight_bytes)
         ModelRunner.instances.append(self)
+
+    def measure_activations(self, num_tokens, num_requests):
+        assert num_tokens >= num_requests > 0
+        self.measured = num_tokens, num_requests
+        return 1000
 
     def initialize_kv_cache(self, num_tokens, block_size):
         assert num_tokens > 0

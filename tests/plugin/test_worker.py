@@ -54,6 +54,57 @@ def test_memory_and_specs(worker):
     assert {spec.page_size_bytes for spec in specs.values()} == {2 * 16 * 2 * 16 * 2}
 
 
+def test_what_memory_is_planned_with(fake_core, engine_config):
+    from vllm_metal.worker import MetalWorker
+
+    config = engine_config(max_num_batched_tokens=512, max_num_seqs=8, max_model_len=48)
+    worker = MetalWorker(config, 0, 0, "file:///tmp/unused", is_driver_worker=True)
+    worker.init_device()
+    worker.load_model()
+    fake_core.memory_limits.clear()
+    kv_cache = worker.determine_available_memory()
+    (plan,) = fake_core.memory_limits
+    assert kv_cache == plan.kv_cache
+    assert fake_core.ModelRunner.instances[-1].measured == (8 * 48, 8)
+    memory = fake_core.MEMORY
+    assert plan.arguments == {
+        "total": memory,
+        "available": memory,
+        "working_set": memory,
+        "model": 1 << 20,
+        "activations": 1000,
+        "block_bytes": 2 * 2 * 16 * 2 * 16 * 2,
+        "block_size": 16,
+        "max_model_len": 48,
+        "shortens": False,
+        "num_blocks": None,
+        "kv_cache_bytes": None,
+        "utilization": None,
+    }
+    worker.shutdown()
+    assert fake_core.memory_limits == [plan, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_gpu_blocks_override": 100}, {"num_blocks": 100}),
+        ({"kv_cache_memory_bytes": 1 << 20}, {"kv_cache_bytes": 1 << 20}),
+        ({"gpu_memory_utilization": 0.5}, {"utilization": 0.5}),
+        ({"max_model_len": -1}, {"shortens": True}),
+    ],
+)
+def test_vllms_options_reach_the_plan(fake_core, engine_config, options, expected):
+    from vllm_metal.memory import plan_memory
+
+    config = engine_config(**options)
+    sizes = {"weight_bytes": 1, "activation_bytes": 2, "block_bytes": 3}
+    plan = plan_memory(fake_core.device_info(), config, **sizes)
+    given = {"num_blocks", "kv_cache_bytes", "utilization", "shortens"}
+    found = {key: plan.arguments[key] for key in given if plan.arguments[key]}
+    assert found == expected
+
+
 def test_lowered_length_is_noted(worker):
     worker.update_max_model_len(77)
     assert worker.model_config.max_model_len == 77

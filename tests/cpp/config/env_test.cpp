@@ -23,6 +23,14 @@ TEST(Environment, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env.block_size, 16);
   EXPECT_FALSE(env.block_size_is_set);
   EXPECT_FALSE(env.debug);
+  EXPECT_FALSE(env.memory_fraction);
+}
+
+TEST(Environment, ReadsTheMemoryFraction) {
+  EXPECT_EQ(read({{"VLLM_METAL_MEMORY_FRACTION", "0.25"}}).memory_fraction, 0.25);
+  EXPECT_EQ(read({{"VLLM_METAL_MEMORY_FRACTION", "1"}}).memory_fraction, 1.0);
+  EXPECT_EQ(read({{"VLLM_METAL_MEMORY_FRACTION", "5e-1"}}).memory_fraction, 0.5);
+  EXPECT_FALSE(read({{"VLLM_METAL_MEMORY_FRACTION", "auto"}}).memory_fraction);
 }
 
 TEST(Environment, ReadsValues) {
@@ -50,7 +58,13 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
       {"VLLM_METAL_BLOCK_SIZE", "16x", "1 to 1024"},
       {"VLLM_METAL_BLOCK_SIZE", "99999999999999", "1 to 1024"},
       {"VLLM_METAL_DEBUG", "maybe", "0 or 1"},
-      {"VLLM_METAL_MEMORY_FRACTION", "0.5", "auto"},
+      {"VLLM_METAL_MEMORY_FRACTION", "0", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "-0.5", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "1.01", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "0.5x", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "0,5", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "nan", "auto or a number in (0, 1]"},
+      {"VLLM_METAL_MEMORY_FRACTION", "AUTO ", "auto or a number in (0, 1]"},
       {"VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"},
       {"VLLM_USE_MODELSCOPE", "True", "unset or False"},
       {"VLLM_METAL_MODELSCOPE_CACHE", "/tmp/x", "unset"},

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environment variables show their effect in a running server."""
+
+import concurrent.futures
+import re
+
+import pytest
+
+from tests.e2e.server import Server
+
+pytestmark = pytest.mark.slow
+
+VARIABLES = {
+    "VLLM_MLX_DEVICE": "cpu",
+    "VLLM_METAL_MEMORY_FRACTION": "0.05",
+    "VLLM_METAL_BLOCK_SIZE": "32",
+    "VLLM_METAL_DEBUG": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def log(default_model, tmp_path_factory):
+    """Serve with all of them, some load, and give what was said."""
+    path = tmp_path_factory.mktemp("variables") / "server.log"
+    with Server(default_model, path, variables=VARIABLES) as server:
+        client = server.client()
+
+        def ask(number):
+            prompt = [1000 + (37 * number + i) % 40_000 for i in range(100 * number)]
+            answer = client.completions.create(
+                model=server.name, prompt=prompt, max_tokens=8, extra_body={"ignore_eos": True}
+            )
+            return answer.usage.completion_tokens
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(1, 17))) == [8] * 16
+    return path.read_text()
+
+
+def mebibytes(log, row):
+    number, unit = re.search(rf"  {row} +([0-9.]+) (MiB|GiB)", log).groups()
+    return float(number) * {"MiB": 1, "GiB": 1024}[unit]
+
+
+def test_the_device(log):
+    assert re.search(r"Device .* \(cpu\), memory", log)
+    assert "No GPU that MLX can use" not in log  # since the CPU was asked for
+
+
+def test_the_fraction_of_memory(log):
+    assert "Memory plan (VLLM_METAL_MEMORY_FRACTION=0.05)" in log
+    total, whole = mebibytes(log, "total"), mebibytes(log, "device")
+    assert total == pytest.approx(0.05 * whole, rel=0.02)  # printed with two decimals
+    parts = [mebibytes(log, row) for row in ("model", "KV cache", "activations", "margin")]
+    assert sum(parts) == pytest.approx(total, rel=0.01)
+
+
+def test_the_block_size(log):
+    blocks, tokens = map(int, re.search(r"KV cache .* (\d+) blocks, (\d+) tokens", log).groups())
+    assert tokens == 32 * blocks
+
+
+def test_a_line_a_step(log):
+    steps = re.findall(r"step: (\d+) requests, (\d+) tokens, (\d+) sampled; idle", log)
+    assert len(steps) > 8
+    assert max(int(requests) for requests, *_ in steps) > 1
+    assert max(int(tokens) for _, tokens, _ in steps) > 1000
+
+
+def test_what_is_used_is_what_was_planned(log):
+    """MLX's peak stays within a tenth of weights, activations, margin and a cache filled so far."""
+    peak = max(int(number) for number in re.findall(r"(\d+) MiB peak", log))
+    planned = sum(mebibytes(log, row) for row in ("model", "activations", "margin"))
+    cache = 13_728 * 22.5 / 1024  # tokens of all requests at once, at the most; KiB a token
+    assert peak <= 1.1 * (planned + cache)
+
+
+def test_what_does_not_fit_is_refused_with_all_figures(default_model, tmp_path):
+    arguments = ("--kv-cache-memory-bytes", "100T")
+    server = Server(default_model, tmp_path / "server.log", *arguments)
+    server.start()
+    try:
+        assert server.wait_for_exit() != 0
+    finally:
+        server.stop()
+    text = server.log.read_text(errors="replace")
+    assert "requires more memory than there is: model 93.7 MiB, KV cache 102400.00 GiB" in text
+    assert "--max-num-batched-tokens" in text
