@@ -2,8 +2,8 @@
 """The same model by our core and by transformers on torch: one greedy request.
 
 torch computes on the GPU of a Mac (mps), elsewhere on the CPU, from the bfloat16 copy of our
-4-bit model: in float32 and in bfloat16. Ours runs as it is served (4-bit) and with the copy's
-weights, which is like against like. The better of torch's two is the peer.
+4-bit model: in float32 and in bfloat16. Ours has the 4-bit weights and the copy's, which is like
+against like, both with activations in bfloat16. The better of torch's two is the peer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> int:
     runs = 1 if options.quick else options.runs
     model, plain, _ = peers.default_model()
     engines = [
-        peers.ours(model),
+        peers.ours(model, dtype="bfloat16"),
         peers.ours(plain, BF16),
         *(peers.torch(plain, dtype) for dtype in DTYPES),
     ]

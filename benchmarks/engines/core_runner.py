@@ -15,7 +15,8 @@ BLOCK_SIZE = 16
 def main() -> None:
     settings = child.settings()
     config = json.loads((Path(settings["model"]) / "config.json").read_text())
-    runner = _core.ModelRunner(settings["model"], json.dumps(config), config["dtype"])
+    dtype = settings.get("dtype") or config["dtype"]
+    runner = _core.ModelRunner(settings["model"], json.dumps(config), dtype)
     runner.initialize_kv_cache(settings["context"] + BLOCK_SIZE, BLOCK_SIZE)
     greedy = _core.SamplingParams(temperature=0.0)
 
