@@ -35,11 +35,12 @@ def locked_version(environment: str, package: str) -> str:
 
 def default_model() -> tuple[Path, Path, Path]:
     """Return the 4-bit model directory, its bfloat16 copy, and the GGUF file of the former."""
+    from vllm_metal.convert import Options, convert
     from vllm_metal.default_model import ensure_default_gguf, ensure_default_model
-    from vllm_metal.dequantize import dequantize
 
     model = Path(ensure_default_model())
-    copy = dequantize(model, model.with_name(f"{model.name}-bfloat16"), force=True)
+    target = model.with_name(f"{model.name}-bfloat16")
+    copy = convert(model, target, Options(dequantize=True, dtype="bfloat16"), force=True)
     return model, copy, ensure_default_gguf()
 
 
@@ -51,8 +52,10 @@ def torch(model: Path, dtype: str) -> Engine:
     return Engine(f"torch {dtype}", "torch_runner.py", {"model": str(model), "dtype": dtype})
 
 
-def ours(model: Path, name: str = "ours") -> Engine:
-    return Engine(name, "core_runner.py", {"model": str(model), "context": CONTEXT})
+def ours(model: Path, name: str = "ours", dtype: str | None = None) -> Engine:
+    """Our core; with activations of the model's dtype unless told otherwise."""
+    settings = {"model": str(model), "context": CONTEXT, "dtype": dtype}
+    return Engine(name, "core_runner.py", settings)
 
 
 def mlx_lm(model: Path) -> Engine:

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 # Name, module with add_arguments(parser) and run(args), help.
 _COMMANDS = (
     ("doctor", "vllm_metal.doctor", "check the installation and say what is wrong with it"),
+    ("env", "vllm_metal.env_command", "list the environment variables and their values"),
     (
         "import-gguf",
         "vllm_metal.import_gguf",
         "write a model directory from a GGUF file, bit for bit",
     ),
     (
-        "dequantize",
-        "vllm_metal.dequantize",
-        "copy a quantised model directory with plain weights",
+        "convert",
+        "vllm_metal.convert",
+        "copy a model directory: quantised, dequantised, or with another data type",
     ),
 )
 

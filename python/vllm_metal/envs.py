@@ -37,9 +37,19 @@ def register_with_vllm() -> None:
         vllm.envs.environment_variables.setdefault(name, partial(os.environ.get, name))
 
 
+def table() -> list[dict]:
+    """All variables in the order of the documentation: name, value, default, meaning, is_set.
+
+    ValueError names one with a bad value, that value and what is allowed.
+    """
+    from vllm_metal import _core
+
+    return _core.environment()
+
+
 def check() -> None:
-    """Check all variables. ValueError names the variable, its value and what is allowed."""
-    _state()
+    """Check all variables; raises as `table` does."""
+    table()
 
 
 def block_size() -> int:
@@ -58,6 +68,4 @@ def debug() -> bool:
 
 
 def _state() -> dict[str, dict]:
-    from vllm_metal import _core
-
-    return {variable["name"]: variable for variable in _core.environment()}
+    return {variable["name"]: variable for variable in table()}

@@ -13,7 +13,7 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["doctor", "--help"], ["import-gguf", "--help"], ["dequantize", "--help"]],
+    [["--help"], ["doctor", "--help"], ["import-gguf", "--help"], ["convert", "--help"]],
 )
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
