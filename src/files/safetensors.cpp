@@ -99,6 +99,7 @@ TensorInfo parse_tensor(const std::string& name, const Json& json, uint64_t data
 
 std::map<std::string, std::string> parse_metadata(const Json& json) {
   std::map<std::string, std::string> metadata;
+  if (json.is_null()) return metadata;  // MLX writes that where there is none
   for (const auto& [key, value] : json.as_object()) metadata[key] = value.as_string();
   return metadata;
 }
