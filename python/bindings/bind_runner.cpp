@@ -30,6 +30,15 @@ using Requests = std::vector<NewRequestTuple>;
 using Updates = std::vector<UpdateTuple>;
 using Scheduled = std::vector<ScheduledTuple>;
 
+// `progress` has to outlive it.
+LoadProgress load_progress(const std::optional<PythonProgress>& progress) {
+  if (!progress) return {};
+  return [&progress](uint64_t done, uint64_t total) {
+    nb::gil_scoped_acquire gil;
+    (*progress)(done, total);
+  };
+}
+
 void init_runner(ModelRunner* self, const std::string& model_dir, const std::string& config_json,
                  const std::string& dtype, const std::optional<PythonProgress>& progress,
                  const std::string& logprobs_mode, std::vector<int32_t> reasoning_start_token_ids,
@@ -43,11 +52,7 @@ void init_runner(ModelRunner* self, const std::string& model_dir, const std::str
                   .reasoning_start_token_ids = std::move(reasoning_start_token_ids),
                   .reasoning_end_token_ids = std::move(reasoning_end_token_ids),
                   .natural_reasoning_end_token_ids = std::move(natural_reasoning_end_token_ids)}};
-  if (progress)
-    options.progress = [&progress](uint64_t done, uint64_t total) {
-      nb::gil_scoped_acquire gil;
-      (*progress)(done, total);
-    };
+  options.progress = load_progress(progress);
   nb::gil_scoped_release release;
   new (self) ModelRunner(std::move(options));
 }
@@ -237,6 +242,19 @@ void bind_runner(nb::module_& module) {
            "weights and cache. Before initialize_kv_cache.")
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
            "Set how many tokens live requests may keep, in blocks of block_size.")
+      .def("unload_weights", &ModelRunner::unload_weights, nb::call_guard<nb::gil_scoped_release>(),
+           "Free the weights; every step fails until load_weights.")
+      .def(
+          "load_weights",
+          [](ModelRunner& runner, const std::optional<PythonProgress>& progress) {
+            nb::gil_scoped_release release;
+            runner.load_weights(load_progress(progress));
+          },
+          "progress"_a = nb::none(),
+          "Load them again from their files; raises what the constructor raises.")
+      .def("discard_kv_cache", &ModelRunner::discard_kv_cache,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Free the KV cache's memory; live requests must be preempted or end.")
       .def("launch",
            &with_step_input<&ModelRunner::launch, Ids, Ids, Requests, Requests, Updates, Scheduled>,
            nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),

@@ -24,8 +24,49 @@ def environment() -> list:
 
 def device_info() -> dict:
     """
-    Pick MLX's device by VLLM_MLX_DEVICE and describe it: type, backend, name, total_memory and available_memory in bytes. RuntimeError when gpu is asked for and there is none.
+    Pick MLX's device by VLLM_MLX_DEVICE and describe it: type, backend, name, and in bytes total_memory, available_memory and working_set, what it recommends to use at most. RuntimeError when gpu is asked for and there is none.
     """
+
+class MemoryPlan:
+    """
+    How memory is divided between model, activations and KV cache, in bytes.
+    """
+
+    @property
+    def basis(self) -> str:
+        """The option or variable that decided."""
+
+    @property
+    def kv_cache(self) -> int: ...
+
+    @property
+    def margin(self) -> int: ...
+
+    @property
+    def memory_limit(self) -> int:
+        """Of all of it."""
+
+    @property
+    def cache_limit(self) -> int:
+        """Of what MLX keeps for reuse."""
+
+    @property
+    def wired_limit(self) -> int:
+        """Of what stays resident on Metal."""
+
+    def table(self) -> str:
+        """Some lines for the log."""
+
+def plan_memory(*, total: int, available: int, working_set: int, model: int, activations: int, block_bytes: int, block_size: int, max_model_len: int, shortens: bool = False, num_blocks: int | None = None, kv_cache_bytes: int | None = None, utilization: float | None = None) -> MemoryPlan:
+    """
+    Divide memory by what is asked for, the first that is given: num_blocks, kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one sequence needs, which may be cut if it `shortens`. ValueError names a wish that cannot be, RuntimeError all figures where the memory does not suffice.
+    """
+
+def apply_memory_limits(plan: MemoryPlan) -> None:
+    """Set MLX's limits."""
+
+def release_memory_limits() -> None:
+    """Set MLX's limits back, with nothing wired and nothing kept for reuse."""
 
 class GgufImport:
     """A GGUF file of a llama model on its way into MLX's community format."""
@@ -258,8 +299,22 @@ class ModelRunner:
 
     def count_nodes(self, enabled: bool) -> None: ...
 
+    def measure_activations(self, num_tokens: int, num_requests: int) -> int:
+        """
+        Run a step of that size on a cache of its own; returns the bytes in use besides weights and cache. Before initialize_kv_cache.
+        """
+
     def initialize_kv_cache(self, num_tokens: int, block_size: int) -> None:
         """Set how many tokens live requests may keep, in blocks of block_size."""
+
+    def unload_weights(self) -> None:
+        """Free the weights; every step fails until load_weights."""
+
+    def load_weights(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Load them again from their files; raises what the constructor raises."""
+
+    def discard_kv_cache(self) -> None:
+        """Free the KV cache's memory; live requests must be preempted or end."""
 
     def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = []) -> None:
         """

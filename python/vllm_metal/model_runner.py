@@ -2,6 +2,7 @@
 """The adapter between vLLM's scheduler and the core: it translates steps and computes nothing."""
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -105,6 +106,17 @@ class MetalModelRunner:
             new_requests=[(_WARM_UP_REQUEST, [0], 0, greedy)], scheduled=[(_WARM_UP_REQUEST, 0, 1)]
         )
         self._core.step(finished=[_WARM_UP_REQUEST])
+
+    def free(self, tags: Collection[str]) -> None:
+        """Free the memory of "weights" and "kv_cache"."""
+        if "kv_cache" in tags:
+            self._core.discard_kv_cache()
+        if "weights" in tags:
+            self._core.unload_weights()
+
+    def load_weights(self) -> None:
+        """Load freed weights again from their files; raises what loading raised at the start."""
+        self._core.load_weights(LoadProgress())
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> ModelRunnerOutput | None:
         """Launch a step. None tells vLLM to have its tokens drawn with `sample_tokens`."""

@@ -89,8 +89,8 @@ class MetalPlatform(Platform):
         return False
 
     def is_sleep_mode_available(self) -> bool:
-        """Return False; vLLM then refuses --enable-sleep-mode."""
-        return False
+        """Return True: the worker frees weights and KV cache, and loads the weights again."""
+        return True
 
     @staticmethod
     def _device_info(device_id: int) -> dict[str, Any]:

@@ -211,7 +211,6 @@ SETTINGS = (
         "remove --enable-return-routed-experts",
     ),
     # The rest
-    Setting("model_config.enable_sleep_mode", "sleep mode", "remove --enable-sleep-mode"),
     Setting(
         "attention_config.backend",
         "a choice of attention backend",

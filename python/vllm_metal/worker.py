@@ -9,7 +9,7 @@ import torch
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from vllm_metal import _core, log
-from vllm_metal.memory import plan_memory, start_line
+from vllm_metal.memory import format_bytes, plan_memory, start_line
 from vllm_metal.model_runner import MetalModelRunner
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 logger = log.get_logger(__name__)
+
+_SLEEP_TAGS = ("weights", "kv_cache")  # vLLM's names
 
 
 class MetalWorker(WorkerBase):
@@ -116,6 +118,26 @@ class MetalWorker(WorkerBase):
     def reset_encoder_cache(self) -> None:
         """Do nothing: there is no encoder."""
 
+    def sleep(self, level: int = 1) -> None:
+        """Free weights and KV cache.
+
+        Both levels do: level 1 of other platforms keeps the weights in the CPU's memory, which is
+        no other here. They come back from their files.
+        """
+        self.discard(_SLEEP_TAGS)
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        """Free "weights", "kv_cache" or both."""
+        before = _core.memory_stats()["active"]
+        self._runner.free(tags)
+        after = _core.memory_stats()["active"]
+        logger.info("Freed %s, %s are in use.", format_bytes(before - after), format_bytes(after))
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Load the weights; the KV cache takes memory when it is written."""
+        if tags is None or "weights" in tags:
+            self._runner.load_weights()
+
     def shutdown(self) -> None:
         """Free the model and the KV cache."""
         self.model_runner = None
@@ -129,15 +151,6 @@ class MetalWorker(WorkerBase):
 
     def profile(self, is_start: bool = True, profile_prefix: str | None = None, **_: Any) -> None:
         _refuse("profiling")
-
-    def sleep(self, level: int = 1) -> None:
-        _refuse("sleep mode")
-
-    def wake_up(self, tags: list[str] | None = None) -> None:
-        _refuse("sleep mode")
-
-    def discard(self, tags: tuple[str, ...]) -> None:
-        _refuse("sleep mode")
 
     def add_lora(self, lora_request: Any) -> bool:
         _refuse("LoRA")

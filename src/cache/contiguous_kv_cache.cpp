@@ -90,6 +90,11 @@ void ContiguousKVCache::release(RequestKey key) {
   if (used * 4 <= num_rows_ && num_rows_ > 4 * kChunk) rebuild(std::max(used, num_rows_ / 2));
 }
 
+void ContiguousKVCache::clear() {
+  ranges_.clear();
+  rebuild(0);
+}
+
 KVView ContiguousKVCache::view(int layer, const BatchLayout& layout) {
   return {keys_[static_cast<size_t>(layer)], values_[static_cast<size_t>(layer)], layout};
 }

@@ -35,6 +35,9 @@ class ContiguousKVCache final : public KVCache {
   // Forgets a request and its tokens; unknown keys are fine.
   void release(RequestKey key);
 
+  // Forgets all requests and frees their memory.
+  void clear();
+
   // Row of the request's first token. Changes when any request is reserved for.
   int32_t first_row(RequestKey key) const { return ranges_.at(key).start; }
 

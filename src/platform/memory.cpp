@@ -12,6 +12,9 @@
 #include "common/mlx.h"
 #include "common/mlx_buffer.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__APPLE__)
 #include <mach/mach.h>
 #include <sys/sysctl.h>
@@ -98,10 +101,17 @@ void apply_memory_limits(const MemoryPlan& plan) {
   if (!limits_before) limits_before = Limits{memory, cache, wires};
 }
 
-void release_memory_limits() {
-  if (!limits_before) return;
+void return_unused_memory() {
   release_reusable_memory();
   mx::clear_cache();
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
+
+void release_memory_limits() {
+  if (!limits_before) return;
+  return_unused_memory();
   if (limits_before->wires) mx::set_wired_limit(0);
   mx::set_memory_limit(limits_before->memory);
   mx::set_cache_limit(limits_before->cache);

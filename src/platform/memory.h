@@ -18,6 +18,9 @@ SystemMemory system_memory();
 // Sets MLX's limits to those of the plan, for the default device. On Metal, memory up to the wired
 // limit stays resident.
 void apply_memory_limits(const MemoryPlan& plan);
+// Gives back to the system what MLX, the kernels and the heap keep for reuse.
+void return_unused_memory();
+
 // Back to what they were, with nothing wired and nothing kept for reuse. Does nothing twice.
 void release_memory_limits();
 

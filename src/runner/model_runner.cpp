@@ -100,6 +100,18 @@ void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size) {
   has_kv_cache_ = true;
 }
 
+void ModelRunner::unload_weights() {
+  launched_.reset();
+  collect(0);
+  executor_.unload_weights();
+}
+
+void ModelRunner::discard_kv_cache() {
+  launched_.reset();
+  collect(0);
+  executor_.discard_kv_cache();
+}
+
 void ModelRunner::launch(const StepInput& input) {
   if (!has_kv_cache_)
     throw std::invalid_argument("[runner] initialize_kv_cache must be called before a step.");

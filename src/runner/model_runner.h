@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "runner/draw_tokens.h"
 #include "runner/input_batch.h"
@@ -58,6 +59,13 @@ class ModelRunner {
   PendingOutput draw(const DrawInput& input = {});
   // All of it, waiting for the output.
   StepOutput step(const StepInput& input);
+  // Frees the weights, or loads them again from their files (throws as load_model does); between
+  // the two every step fails.
+  void unload_weights();
+  void load_weights(LoadProgress progress = {}) { executor_.load_weights(std::move(progress)); }
+  // Frees the memory of the KV cache. The requests that live then have to be preempted, or end.
+  void discard_kv_cache();
+
   // Waits for all steps.
   void synchronize() { executor_.synchronize(); }
 

@@ -10,6 +10,7 @@
 #include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "models/registry.h"
+#include "platform/memory.h"
 #include "runner/graph_size.h"
 
 namespace vllm_metal {
@@ -29,11 +30,37 @@ void wait_for_streams() {
 }  // namespace
 
 StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
-                           mx::Dtype dtype, LoadProgress progress) {
+                           mx::Dtype dtype, LoadProgress progress)
+    : model_dir_(model_dir), config_(config), dtype_(dtype) {
+  load_weights(std::move(progress));
+}
+
+void StepExecutor::load_weights(LoadProgress progress) {
   thread_.run([&] {
+    if (model_ != nullptr) return;
     const size_t before = memory_use().active;
-    model_ = load_model(model_dir, config, dtype, std::move(progress));
+    model_ = load_model(model_dir_, config_, dtype_, std::move(progress));
     weight_bytes_ = memory_use().active - before;
+    kv_cache_spec_ = model_->kv_cache_spec();
+  });
+}
+
+void StepExecutor::unload_weights() {
+  thread_.run([this] {
+    launched_.reset();
+    last_logits_.reset();
+    wait_for_streams();
+    model_.reset();
+    return_unused_memory();
+  });
+}
+
+void StepExecutor::discard_kv_cache() {
+  thread_.run([this] {
+    launched_.reset();
+    wait_for_streams();
+    if (cache_) cache_->clear();
+    return_unused_memory();
   });
 }
 
@@ -53,7 +80,7 @@ StepExecutor::~StepExecutor() {
 }
 
 void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size) {
-  thread_.run([&] { cache_.emplace(model_->kv_cache_spec(), num_tokens, block_size); });
+  thread_.run([&] { cache_.emplace(*kv_cache_spec_, num_tokens, block_size); });
 }
 
 size_t StepExecutor::kv_cache_bytes() {
@@ -135,6 +162,7 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
 }
 
 StepExecutor::Launched StepExecutor::forward(const PackedStep& step) {
+  if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
   const BatchLayout layout = make_layout(step);
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
   const mx::array hidden = model_->forward(input_ids(step), context);

@@ -30,7 +30,13 @@ class StepExecutor {
                LoadProgress progress);
   ~StepExecutor();  // waits for what was launched
 
-  KVCacheSpec kv_cache_spec() const { return model_->kv_cache_spec(); }
+  // Frees the weights, or loads them again from their files; between the two every step fails.
+  void unload_weights();
+  void load_weights(LoadProgress progress);
+  // Frees the memory of the KV cache. The requests that live then have to be computed anew.
+  void discard_kv_cache();
+
+  KVCacheSpec kv_cache_spec() const { return *kv_cache_spec_; }
   size_t weight_bytes() const { return weight_bytes_; }
   void initialize_kv_cache(int64_t num_tokens, int block_size);
   size_t kv_cache_bytes();
@@ -70,8 +76,12 @@ class StepExecutor {
   std::vector<mx::array> score_prompts(const mx::array& hidden, const PackedStep& step) const;
   Launched& launched();
 
-  std::unique_ptr<Model> model_;
+  std::filesystem::path model_dir_;
+  ModelConfig config_;
+  mx::Dtype dtype_;
+  std::unique_ptr<Model> model_;  // null while the weights are unloaded
   size_t weight_bytes_ = 0;
+  std::optional<KVCacheSpec> kv_cache_spec_;
   std::optional<ContiguousKVCache> cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;

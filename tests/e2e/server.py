@@ -42,6 +42,10 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def client(self) -> Any:
         from openai import OpenAI
 

@@ -194,6 +194,7 @@ class ModelRunner:
         self.sampler = sampler
         self.requests = {}
         self.counts = Counts()
+        self.memory_calls = []
         progress(self.weight_bytes, self.weight_bytes)
         ModelRunner.instances.append(self)
 
@@ -201,6 +202,16 @@ class ModelRunner:
         assert num_tokens >= num_requests > 0
         self.measured = num_tokens, num_requests
         return 1000
+
+    def discard_kv_cache(self):
+        self.memory_calls.append("kv_cache")
+
+    def unload_weights(self):
+        self.memory_calls.append("weights")
+
+    def load_weights(self, progress):
+        progress(self.weight_bytes, self.weight_bytes)
+        self.memory_calls.append("load")
 
     def initialize_kv_cache(self, num_tokens, block_size):
         assert num_tokens > 0

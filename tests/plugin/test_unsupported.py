@@ -36,7 +36,6 @@ REFUSED_ARGUMENTS = [
     ({"additional_config": {"key": 1}}, "additional_config"),
     # Refused on the way there, by vLLM's own checks of the platform.
     ({"enable_prefix_caching": True}, "--enable-prefix-caching"),
-    ({"enable_sleep_mode": True}, "Sleep mode is not supported"),
     ({"quantization": "fp8"}, "quantisation method 'fp8'"),
 ]
 

@@ -15,9 +15,6 @@ def worker(engine_config):
     [
         ("get_model", ()),
         ("profile", (True, "prefix")),
-        ("sleep", (1,)),
-        ("wake_up", (None,)),
-        ("discard", (("weights",),)),
         ("add_lora", (object(),)),
         ("remove_lora", (1,)),
         ("pin_lora", (1,)),
@@ -52,6 +49,24 @@ def test_memory_and_specs(worker):
     assert list(specs) == ["model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn"]
     # keys and values × 16 tokens × 2 heads × 16 dimensions × 2 bytes
     assert {spec.page_size_bytes for spec in specs.values()} == {2 * 16 * 2 * 16 * 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "expected"),
+    [
+        ("sleep", (1,), ["kv_cache", "weights"]),
+        ("sleep", (2,), ["kv_cache", "weights"]),
+        ("discard", (("kv_cache",),), ["kv_cache"]),
+        ("wake_up", (None,), ["load"]),
+        ("wake_up", (["weights"],), ["load"]),
+        ("wake_up", (["kv_cache"],), []),
+    ],
+)
+def test_what_sleeping_and_waking_do(worker, fake_core, call, arguments, expected):
+    worker.init_device()
+    worker.load_model()
+    getattr(worker, call)(*arguments)
+    assert fake_core.ModelRunner.instances[-1].memory_calls == expected
 
 
 def test_what_memory_is_planned_with(fake_core, engine_config):

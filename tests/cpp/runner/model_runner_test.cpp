@@ -235,6 +235,50 @@ TEST_F(ModelRunnerTest, ALayerIsTenNodes) {
   EXPECT_EQ((four - two) / 2, 10u);
 }
 
+TEST_F(ModelRunnerTest, WeightsAndCacheGoAndComeBack) {
+  runner_.reset();
+  const size_t before = memory_use().active;
+  start({});
+  const Tokens expected = generate("x", prompt(1, 40), 8);
+  const size_t weights = runner_->weight_bytes();
+  ASSERT_GT(weights, 0u);
+  // A request that lives while the cache is discarded is computed anew.
+  StepInput first;
+  first.new_requests.push_back({"live", prompt(2, 30), kGreedy});
+  first.scheduled.push_back({"live", 0, 30});
+  runner_->step(first);
+  EXPECT_GT(runner_->kv_cache_bytes(), 0u);
+
+  runner_->discard_kv_cache();
+  EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
+  runner_->unload_weights();
+  EXPECT_LE(memory_use().active, before + 4096);
+  EXPECT_EQ(memory_use().cache, 0u);
+  StepInput again;
+  again.preempted = {"live"};
+  again.scheduled.push_back({"live", 0, 31});
+  EXPECT_THROW(runner_->step(again), std::runtime_error);
+
+  runner_->load_weights();
+  EXPECT_EQ(runner_->weight_bytes(), weights);
+  EXPECT_EQ(generate("y", prompt(1, 40), 8), expected);
+  runner_->load_weights();  // they are there
+  EXPECT_EQ(generate("z", prompt(1, 40), 8), expected);
+}
+
+TEST_F(ModelRunnerTest, MeasuresWhatAStepNeeds) {
+  runner_ = std::make_unique<ModelRunner>(
+      ModelRunnerOptions{dir_->path(), read_model_config(dir_->path()), mx::float32, {}});
+  const size_t few = runner_->measure_activations(64, 4);
+  const size_t many = runner_->measure_activations(1024, 4);
+  EXPECT_GT(few, 0u);
+  EXPECT_GT(many, few);
+  EXPECT_EQ(runner_->kv_cache_bytes(), 0u);
+  EXPECT_THROW(runner_->measure_activations(3, 4), std::invalid_argument);
+  runner_->initialize_kv_cache(1024, 16);
+  EXPECT_THROW(runner_->measure_activations(64, 4), std::invalid_argument);
+}
+
 TEST_F(ModelRunnerTest, NanEndsOneRequestOnly) {
   // Token 127 has an embedding of NaN: whoever uses it fails. Untied, so that no other logit is
   // touched.

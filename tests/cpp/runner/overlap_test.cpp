@@ -5,8 +5,8 @@
 #include <random>
 #include <stdexcept>
 
-#include "runner/model_runner.h"
 #include "common/mlx_buffer.h"
+#include "runner/model_runner.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sleep mode: memory is really given back, and the server says the same after waking up."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from tests.e2e.server import Server
+
+VARIABLES = {"VLLM_SERVER_DEV_MODE": "1"}  # without it vLLM has no /sleep
+
+
+@pytest.fixture(scope="module")
+def server(default_model, tmp_path_factory):
+    log = tmp_path_factory.mktemp("sleep") / "server.log"
+    arguments = ("--enable-sleep-mode", "--max-model-len", "2048")
+    with Server(default_model, log, *arguments, variables=VARIABLES) as running:
+        yield running
+
+
+def call(server, path, method="POST"):
+    request = urllib.request.Request(f"{server.url}/{path}", method=method)
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return response.read()
+
+
+def is_sleeping(server):
+    return json.loads(call(server, "is_sleeping", "GET"))["is_sleeping"]
+
+
+def answer(server):
+    prompt = [1000 + 7 * i for i in range(600)]
+    client = server.client()
+    extra = {"ignore_eos": True}
+    result = client.completions.create(
+        model=server.name, prompt=prompt, max_tokens=24, temperature=0, extra_body=extra
+    )
+    return result.choices[0].text
+
+
+def engine_memory(server):
+    """Memory of the engine's process that no file backs, in MiB."""
+    processes = psutil.Process(server.pid).children(recursive=True)
+    return max(p.memory_info().rss - p.memory_info().shared for p in processes) >> 20
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_memory_is_given_back_and_answers_come_back(server, level):
+    expected = answer(server)
+    awake = engine_memory(server)
+    call(server, f"sleep?level={level}")
+    assert is_sleeping(server)
+    asleep = engine_memory(server)
+    assert awake - asleep > 80  # the weights are 94 MiB
+    call(server, "wake_up")
+    assert not is_sleeping(server)
+    assert answer(server) == expected
+
+
+def test_waking_up_in_parts(server):
+    expected = answer(server)
+    call(server, "sleep?level=2")
+    call(server, "wake_up?tags=weights")
+    assert is_sleeping(server)
+    call(server, "wake_up?tags=kv_cache")
+    assert not is_sleeping(server)
+    assert answer(server) == expected
+
+
+def test_the_log_has_the_figures(server):
+    assert re.search(r"Freed \d+\.\d\d MiB, .* are in use\.", server.log.read_text())
