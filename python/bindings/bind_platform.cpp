@@ -100,6 +100,16 @@ void bind_platform(nb::module_& module) {
              "kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one "
              "sequence needs, which may be cut if it `shortens`. ValueError names a wish that "
              "cannot be, RuntimeError all figures where the memory does not suffice.");
+  module.def(
+      "capture_metal",
+      [](const std::optional<std::string>& path) {
+        if (path) {
+          mx::metal::start_capture(*path);
+        } else {
+          mx::metal::stop_capture();
+        }
+      },
+      "path"_a.none(), "Record the GPU's work into a .gputrace, or with None stop. Metal only.");
   module.def("apply_memory_limits", &apply_memory_limits, "plan"_a, "Set MLX's limits.");
   module.def("release_memory_limits", &release_memory_limits,
              "Set MLX's limits back, with nothing wired and nothing kept for reuse.");

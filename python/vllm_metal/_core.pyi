@@ -62,6 +62,9 @@ def plan_memory(*, total: int, available: int, working_set: int, model: int, act
     Divide memory by what is asked for, the first that is given: num_blocks, kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one sequence needs, which may be cut if it `shortens`. ValueError names a wish that cannot be, RuntimeError all figures where the memory does not suffice.
     """
 
+def capture_metal(path: str | None) -> None:
+    """Record the GPU's work into a .gputrace, or with None stop. Metal only."""
+
 def apply_memory_limits(plan: MemoryPlan) -> None:
     """Set MLX's limits."""
 

@@ -2,7 +2,8 @@
 """The adapter between vLLM's scheduler and the core: it translates steps and computes nothing."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from vllm_metal import _core, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
+from vllm_metal.step_trace import LaunchedStep, StepTrace
 from vllm_metal.torch_bridge import TorchBridge, TorchDraw
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class MetalModelRunner:
         self._max_model_len: int = model_config.max_model_len
         self._scheduler_config = vllm_config.scheduler_config
         self._scheduled_ids: list[str] = []
+        self._trace: StepTrace | None = None
+        self._launched = LaunchedStep(0, 0, 0, 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -122,8 +126,15 @@ class MetalModelRunner:
         """Launch a step. None tells vLLM to have its tokens drawn with `sample_tokens`."""
         if self._torch_bridge is not None:
             self._torch_bridge.note(scheduler_output)
+        begin = time.perf_counter()
         self._core.launch(**step_arguments(scheduler_output))
         self._scheduled_ids = list(scheduler_output.num_scheduled_tokens)
+        self._launched = LaunchedStep(
+            begin,
+            time.perf_counter(),
+            len(self._scheduled_ids),
+            scheduler_output.total_num_scheduled_tokens,
+        )
         return None if self._scheduled_ids else EMPTY_MODEL_RUNNER_OUTPUT
 
     def sample_tokens(
@@ -134,8 +145,21 @@ class MetalModelRunner:
         if self._torch_bridge is not None:
             torch_draw = self._torch_bridge.draw(self._core, self._scheduled_ids, grammar_output)
         pending = self._core.draw(**self._grammar_arguments(grammar_output), given=torch_draw.given)
-        step = PendingStep(self._scheduled_ids, pending, torch_draw)
+        trace = partial(self._trace.add, self._launched) if self._trace else None
+        step = PendingStep(self._scheduled_ids, pending, torch_draw, trace)
         return step if self._scheduler_config.async_scheduling else step.get_output()
+
+    def start_trace(self, trace: StepTrace) -> None:
+        """Have the steps from here on traced."""
+        if self._trace is not None:
+            raise RuntimeError("The profiler is running; stop it first.")
+        self._trace = trace
+
+    def stop_trace(self) -> None:
+        """Write the trace, if there is one."""
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            trace.write()
 
     def _grammar_arguments(self, grammar_output: "GrammarOutput | None") -> dict[str, Any]:
         if grammar_output is None:
@@ -152,15 +176,23 @@ class PendingStep(AsyncModelRunnerOutput):
     """The output of a step that may still be computing."""
 
     def __init__(
-        self, request_ids: list[str], pending: "_core.PendingOutput", torch_draw: TorchDraw
+        self,
+        request_ids: list[str],
+        pending: "_core.PendingOutput",
+        torch_draw: TorchDraw,
+        trace: "Callable[[_core.StepOutput], None] | None" = None,
     ) -> None:
         self._request_ids = request_ids
         self._pending = pending
         self._torch_draw = torch_draw
+        self._trace = trace
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for the step and return its output."""
-        output = model_runner_output(self._request_ids, self._pending.wait(), self._torch_draw)
+        step_output = self._pending.wait()
+        if self._trace is not None:
+            self._trace(step_output)
+        output = model_runner_output(self._request_ids, step_output, self._torch_draw)
         if output.num_nans_in_logits:
             logger.error(
                 "The logits of %s hold NaN or allow no token: ended with an error.",

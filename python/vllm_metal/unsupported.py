@@ -218,7 +218,12 @@ SETTINGS = (
     ),
     Setting("attention_config.backend_per_kind", "attention backends by kind", "remove them"),
     Setting("attention_config.use_non_causal", "non-causal attention", "remove the option"),
-    Setting("profiler_config.profiler", "a profiler", "remove --profiler-config"),
+    Setting(
+        "profiler_config.profiler",
+        "this profiler",
+        "--profiler-config.profiler torch writes a trace of steps",
+        allowed=("torch",),
+    ),
     Setting("additional_config", "additional_config", "the plugin reads none; remove it"),
 )
 

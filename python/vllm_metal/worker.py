@@ -11,6 +11,7 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 from vllm_metal import _core, log
 from vllm_metal.memory import format_bytes, plan_memory, start_line
 from vllm_metal.model_runner import MetalModelRunner
+from vllm_metal.step_trace import StepTrace
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -138,6 +139,19 @@ class MetalWorker(WorkerBase):
         if tags is None or "weights" in tags:
             self._runner.load_weights()
 
+    def profile(
+        self, is_start: bool = True, profile_prefix: str | None = None, **bounds: int
+    ) -> None:
+        """Start a trace of steps, or write it.
+
+        `bounds` are delay_iterations and max_iterations of this session.
+        """
+        if is_start:
+            config = self.vllm_config.profiler_config
+            self._runner.start_trace(StepTrace.begin(config, profile_prefix, **bounds))
+        else:
+            self._runner.stop_trace()
+
     def shutdown(self) -> None:
         """Free the model and the KV cache."""
         self.model_runner = None
@@ -148,9 +162,6 @@ class MetalWorker(WorkerBase):
 
     def get_model(self) -> NoReturn:
         _refuse("access to the model as a torch module")
-
-    def profile(self, is_start: bool = True, profile_prefix: str | None = None, **_: Any) -> None:
-        _refuse("profiling")
 
     def add_lora(self, lora_request: Any) -> bool:
         _refuse("LoRA")

@@ -154,6 +154,8 @@ class StepOutput:
     failed: list[int]
     logprobs: tuple | None = None
     prompt_logprobs: list[tuple] = field(default_factory=list)
+    forward_ms: float = 0.0
+    sampling_ms: float = 0.0
 
 
 @dataclass

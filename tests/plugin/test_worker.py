@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+from functools import partial
+
 import pytest
+
+from tests.plugin.fake_core import PendingOutput, StepOutput
 
 
 @pytest.fixture
@@ -14,7 +19,6 @@ def worker(engine_config):
     ("method", "arguments"),
     [
         ("get_model", ()),
-        ("profile", (True, "prefix")),
         ("add_lora", (object(),)),
         ("remove_lora", (1,)),
         ("pin_lora", (1,)),
@@ -49,6 +53,49 @@ def test_memory_and_specs(worker):
     assert list(specs) == ["model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn"]
     # keys and values × 16 tokens × 2 heads × 16 dimensions × 2 bytes
     assert {spec.page_size_bytes for spec in specs.values()} == {2 * 16 * 2 * 16 * 2}
+
+
+def test_a_trace_of_steps(engine_config, tmp_path):
+    from vllm_metal.model_runner import PendingStep
+    from vllm_metal.step_trace import LaunchedStep
+    from vllm_metal.torch_bridge import TorchDraw
+    from vllm_metal.worker import MetalWorker
+
+    config = engine_config(
+        profiler_config={
+            "profiler": "torch",
+            "torch_profiler_dir": str(tmp_path / "traces"),
+            "ignore_frontend": True,
+            "delay_iterations": 1,
+        }
+    )
+    worker = MetalWorker(config, 0, 0, "file:///tmp/unused", is_driver_worker=True)
+    worker.init_device()
+    worker.load_model()
+    worker.profile(is_start=True, profile_prefix="mine", max_iterations=2)
+    with pytest.raises(RuntimeError, match="profiler is running"):
+        worker.profile(is_start=True, profile_prefix="again")
+    trace = worker.model_runner._trace
+    for number in range(4):
+        launched = LaunchedStep(1.0 + number, 1.001 + number, number, 10 * number)
+        output = StepOutput([], [], forward_ms=1500.0, sampling_ms=0.5)
+        PendingStep(
+            [], PendingOutput(output), TorchDraw(), partial(trace.add, launched)
+        ).get_output()
+    worker.profile(is_start=False)
+    worker.profile(is_start=False)  # does nothing
+
+    (file,) = (tmp_path / "traces").iterdir()
+    assert file.name.startswith("mine-")
+    events = [e for e in json.loads(file.read_text())["traceEvents"] if e["ph"] == "X"]
+    assert [e["name"] for e in events] == ["launch", "forward", "sampling"] * 2
+    assert [e["args"] for e in events[::3]] == [{"requests": n, "tokens": 10 * n} for n in (1, 2)]
+    for launch, forward, sampling in zip(*(events[i::3] for i in range(3)), strict=True):
+        assert launch["dur"] == pytest.approx(1000, rel=1e-3)
+        assert forward["dur"] == pytest.approx(1.5e6)
+        assert sampling["ts"] == pytest.approx(forward["ts"] + forward["dur"])
+    # The device was busy with the first step until 2.5 s, half a second after the launch.
+    assert events[1]["ts"] - events[0]["ts"] == pytest.approx(500_500, rel=1e-3)
 
 
 @pytest.mark.parametrize(

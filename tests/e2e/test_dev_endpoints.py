@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sleep mode: memory is really given back, and the server says the same after waking up."""
+"""Endpoints that vLLM has only when asked for: sleep mode and the profiler.
+
+Memory is really given back, and the server says the same after waking up.
+"""
 
 import json
 import re
@@ -15,9 +18,23 @@ VARIABLES = {"VLLM_SERVER_DEV_MODE": "1"}  # without it vLLM has no /sleep
 
 
 @pytest.fixture(scope="module")
-def server(default_model, tmp_path_factory):
-    log = tmp_path_factory.mktemp("sleep") / "server.log"
-    arguments = ("--enable-sleep-mode", "--max-model-len", "2048")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("dev-endpoints")
+
+
+@pytest.fixture(scope="module")
+def server(default_model, folder):
+    profiler = {
+        "profiler": "torch",
+        "torch_profiler_dir": str(folder / "traces"),
+        "ignore_frontend": True,
+    }
+    arguments = (
+        "--enable-sleep-mode",
+        *("--max-model-len", "2048"),
+        *("--profiler-config", json.dumps(profiler)),
+    )
+    log = folder / "server.log"
     with Server(default_model, log, *arguments, variables=VARIABLES) as running:
         yield running
 
@@ -73,3 +90,18 @@ def test_waking_up_in_parts(server):
 
 def test_the_log_has_the_figures(server):
     assert re.search(r"Freed \d+\.\d\d MiB, .* are in use\.", server.log.read_text())
+
+
+def test_a_profile_is_a_trace_of_steps(server, folder):
+    call(server, "start_profile")
+    answer(server)
+    call(server, "stop_profile")
+    (file,) = (folder / "traces").iterdir()
+    events = [e for e in json.loads(file.read_text())["traceEvents"] if e["ph"] == "X"]
+    steps = [event for event in events if event["name"] == "forward"]
+    assert 24 <= len(steps) <= 26  # one may be under way when the last token is known
+    assert steps[0]["args"] == {"requests": 1, "tokens": 600}
+    assert all(step["args"]["tokens"] <= 1 for step in steps[1:])
+    assert steps[0]["dur"] > max(step["dur"] for step in steps[1:])
+    ends = [step["ts"] + step["dur"] for step in steps]
+    assert all(end <= step["ts"] + 1 for end, step in zip(ends, steps[1:], strict=False))
