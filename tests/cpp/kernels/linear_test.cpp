@@ -167,9 +167,7 @@ TEST(LinearErrors, NameTheArgument) {
   EXPECT_THAT(of(x, weight, mx::zeros({9})), ::testing::HasSubstr("bias must have shape (8)"));
   EXPECT_THAT(of(x, weight, mx::zeros({8}, mx::int32)),
               ::testing::HasSubstr("bias must be float32"));
-  EXPECT_THAT(message_of<std::invalid_argument>([&] {
-                linear_fallback(x, mx::zeros({8, 64}));
-              }),
+  EXPECT_THAT(message_of<std::invalid_argument>([&] { linear_fallback(x, mx::zeros({8, 64})); }),
               ::testing::HasSubstr("64 input features"));
 }
 

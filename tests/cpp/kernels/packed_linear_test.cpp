@@ -210,13 +210,9 @@ TEST(PackedLinearErrors, NameTheArgument) {
   mx::set_default_device(mx::Device::cpu);
   const PackedMatrix good = packed(random_quantized(8, 64, 32, 4, mx::float32, 44));
   const auto of = [&](const auto& call) { return message_of<std::invalid_argument>(call); };
-  EXPECT_EQ(of([&] {
-              packed_linear(mx::zeros({2, 72}), good);
-            }),
+  EXPECT_EQ(of([&] { packed_linear(mx::zeros({2, 72}), good); }),
             "[packed_linear] weight has 64 input features but x has 72.");
-  EXPECT_THAT(of([&] {
-                packed_linear(mx::zeros({2, 64}), good, mx::zeros({9}));
-              }),
+  EXPECT_THAT(of([&] { packed_linear(mx::zeros({2, 64}), good, mx::zeros({9})); }),
               ::testing::HasSubstr("[packed_linear] bias must have shape (8)"));
   EXPECT_THAT(of([&] { packed_rows(good, mx::zeros({2}, mx::int64), mx::float32); }),
               ::testing::HasSubstr("[packed_rows] ids must be int32"));

@@ -255,31 +255,19 @@ TEST(QuantizedLinearErrors, NameTheArgument) {
   EXPECT_EQ(of([](auto& m) { m.group_size = 0; }),
             "[quantized_linear] group_size must be positive but is 0.");
   EXPECT_THAT(of([](auto& m) { m.group_size = 64; }), ::testing::HasSubstr("make 512 bits"));
-  EXPECT_THAT(of([](auto& m) {
-                m.weight = mx::zeros({8, 8}, mx::int32);
-              }),
+  EXPECT_THAT(of([](auto& m) { m.weight = mx::zeros({8, 8}, mx::int32); }),
               ::testing::HasSubstr("weight must be uint32"));
   EXPECT_THAT(of([](auto& m) { m.weight = mx::zeros({8}, mx::uint32); }),
               ::testing::HasSubstr("weight must have 2 dimensions"));
-  EXPECT_THAT(of([](auto& m) {
-                m.scales = mx::zeros({7, 2});
-              }),
+  EXPECT_THAT(of([](auto& m) { m.scales = mx::zeros({7, 2}); }),
               ::testing::HasSubstr("scales must have shape (8,2)"));
-  EXPECT_THAT(of([](auto& m) {
-                m.scales = mx::zeros({8, 2}, mx::int32);
-              }),
+  EXPECT_THAT(of([](auto& m) { m.scales = mx::zeros({8, 2}, mx::int32); }),
               ::testing::HasSubstr("scales must be float32"));
-  EXPECT_THAT(of([](auto& m) {
-                m.biases = mx::zeros({8, 1});
-              }),
+  EXPECT_THAT(of([](auto& m) { m.biases = mx::zeros({8, 1}); }),
               ::testing::HasSubstr("biases must have shape (8,2)"));
-  EXPECT_THAT(of([](auto& m) {
-                m.biases = mx::zeros({8, 2}, mx::float16);
-              }),
+  EXPECT_THAT(of([](auto& m) { m.biases = mx::zeros({8, 2}, mx::float16); }),
               ::testing::HasSubstr("biases must have the dtype of scales"));
-  EXPECT_EQ(message_of<std::invalid_argument>([&] {
-              quantized_linear(mx::zeros({2, 72}), good);
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>([&] { quantized_linear(mx::zeros({2, 72}), good); }),
             "[quantized_linear] weight has 64 input features but x has 72.");
 }
 

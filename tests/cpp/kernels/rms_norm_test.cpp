@@ -142,13 +142,11 @@ TEST_F(RmsNormOnce, RefusesWhatDoesNotFit) {
   EXPECT_EQ(
       message_of<std::invalid_argument>([&] { rms_norm(x, mx::ones({8}, mx::bfloat16), kEps); }),
       "[rms_norm] weight must have the dtype of x, float32, but is bfloat16.");
-  EXPECT_EQ(message_of<std::invalid_argument>([&] {
-              rms_norm(mx::zeros({2, 8}, mx::int32), mx::ones({8}), kEps);
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>(
+                [&] { rms_norm(mx::zeros({2, 8}, mx::int32), mx::ones({8}), kEps); }),
             "[rms_norm] x must be float32, float16 or bfloat16 but is int32.");
-  EXPECT_EQ(message_of<std::invalid_argument>([&] {
-              add_rms_norm(x, mx::zeros({3, 8}), mx::ones({8}), kEps);
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>(
+                [&] { add_rms_norm(x, mx::zeros({3, 8}), mx::ones({8}), kEps); }),
             "[add_rms_norm] residual must have shape (2,8) but has (3,8).");
 }
 

@@ -90,14 +90,10 @@ TEST_F(SiluAndMulOnce, ZeroRows) {
 }
 
 TEST_F(SiluAndMulOnce, RefusesWhatDoesNotFit) {
-  EXPECT_EQ(message_of<std::invalid_argument>([] {
-              silu_and_mul(mx::zeros({2, 7}));
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>([] { silu_and_mul(mx::zeros({2, 7})); }),
             "[silu_and_mul] the last dimension of gate_up must be even, gate and up, but its "
             "shape is (2,7).");
-  EXPECT_EQ(message_of<std::invalid_argument>([] {
-              silu_and_mul(mx::zeros({2, 8}, mx::int8));
-            }),
+  EXPECT_EQ(message_of<std::invalid_argument>([] { silu_and_mul(mx::zeros({2, 8}, mx::int8)); }),
             "[silu_and_mul] gate_up must be float32, float16 or bfloat16 but is int8.");
 }
 

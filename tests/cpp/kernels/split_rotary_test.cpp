@@ -265,9 +265,8 @@ TEST_F(SplitRotaryOnce, RefusesACacheThatDoesNotFit) {
   const auto refuse = [&](Cache cache, std::vector<int32_t> slots) {
     const BatchLayout layout = layout_of(std::move(slots));
     KVView view{cache.keys, cache.values, layout};
-    return message_of<std::invalid_argument>([&] {
-      rotary_kv_write(mx::zeros({2, 64}), mx::zeros({2, 16}), heads, view);
-    });
+    return message_of<std::invalid_argument>(
+        [&] { rotary_kv_write(mx::zeros({2, 64}), mx::zeros({2, 16}), heads, view); });
   };
   EXPECT_EQ(refuse(Cache(heads, mx::float32), {1, 60}),
             "[rotary_kv_write] slot_mapping must lie in [0, 60), the rows of the cache, but has "

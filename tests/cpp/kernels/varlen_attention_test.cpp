@@ -228,9 +228,8 @@ std::string refusal(const mx::array& queries, const BatchLayout& layout,
                     mx::Dtype dtype = mx::float32) {
   mx::array keys = mx::zeros({32, 2, 16}, dtype);
   mx::array values = keys;
-  return message_of<std::invalid_argument>([&] {
-    varlen_attention(queries, {keys, values, layout}, 1.0f);
-  });
+  return message_of<std::invalid_argument>(
+      [&] { varlen_attention(queries, {keys, values, layout}, 1.0f); });
 }
 
 TEST_F(VarlenAttentionOnce, RefusesQueriesThatDoNotFit) {

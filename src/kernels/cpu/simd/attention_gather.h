@@ -109,11 +109,10 @@ void gather_keys(const AttentionTile& tile, const int64_t* offsets, int count, f
   for (int first = 0; first < count; first += kLanes) {
     const Element* sources[kLanes];
     find_keys(tile, offsets, first, count, sources);
-    for_each_dimension(
-        sources,
-        tile.head_dim, [target = keys + first](int d, Floats lanes) __attribute__((always_inline)) {
-          store(target + d * kKeyBlock, lanes);
-        });
+    for_each_dimension(sources, tile.head_dim,
+                       [target = keys + first](int d, Floats lanes) __attribute__((always_inline)) {
+                         store(target + d * kKeyBlock, lanes);
+                       });
   }
 }
 
@@ -126,13 +125,13 @@ void score_keys(const AttentionTile& tile, const int64_t* offsets, int count, co
     const Element* keys[kLanes];
     find_keys(tile, offsets, first, count, keys);
     Floats sums[kRows] = {};
-    for_each_dimension(
-        keys, tile.head_dim,
-        [&, head_dim = tile.head_dim ](int d, Floats lanes) __attribute__((always_inline)) {
-          VLLM_METAL_UNROLL
-          for (int row = 0; row < kRows; ++row)
-            sums[row] = fma(queries[row * head_dim + d], lanes, sums[row]);
-        });
+    for_each_dimension(keys, tile.head_dim,
+                       [&, head_dim = tile.head_dim](int d, Floats lanes)
+                           __attribute__((always_inline)) {
+                             VLLM_METAL_UNROLL
+                             for (int row = 0; row < kRows; ++row)
+                               sums[row] = fma(queries[row * head_dim + d], lanes, sums[row]);
+                           });
     VLLM_METAL_UNROLL
     for (int row = 0; row < kRows; ++row) store(scores + row * kKeyBlock + first, sums[row]);
   }

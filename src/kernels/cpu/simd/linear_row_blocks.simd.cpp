@@ -53,7 +53,7 @@ struct FloatElements {
   template <typename Function>
   static void with_source(const TokenRows& tokens, const Function& f) {
     with_elements(tokens.elements, tokens.type, [&](const auto* x) {
-      f([ x, stride = tokens.stride ](int64_t token, int64_t step, int64_t width)
+      f([x, stride = tokens.stride](int64_t token, int64_t step, int64_t width)
             __attribute__((always_inline)) {
               const auto* source = x + token * stride + step;
               return width == kLanes ? load(source) : load_first(source, width);
@@ -83,8 +83,8 @@ struct PairElements {
 
   template <typename Function>
   static void with_source(const TokenRows& tokens, const Function& f) {
-    f([ x = (const Bfloat16*)tokens.elements, stride = tokens.stride ](
-        int64_t token, int64_t step, int64_t width) __attribute__((always_inline)) {
+    f([x = (const Bfloat16*)tokens.elements, stride = tokens.stride](
+          int64_t token, int64_t step, int64_t width) __attribute__((always_inline)) {
       const float* source = (const float*)(x + token * stride + 2 * step);
       return width == kLanes ? load_bits<Floats>(source) : load_first(source, width);
     });
