@@ -20,6 +20,7 @@ export MODEL PORT ARGS PYTHON
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables of serve: MODEL=directory|file.gguf|hub/name  PORT=8000  ARGS="--max-model-len 2048"'
+	@echo "  VLLM_METAL_USE_MLX=0 serves with vLLM's PyTorch back end, which it installs beside .venv."
 	@echo '  PYTHON=python3.12 chooses the interpreter of .venv.'
 
 serve:  ## set up and serve the default model, or MODEL=…, on 127.0.0.1:8000

@@ -20,11 +20,12 @@ def register() -> str | None:
 
 
 def register_ops() -> None:
-    """Make vLLM know our environment variables and apply the patches of `compat`."""
-    from vllm_metal import compat, envs
+    """Make vLLM know our environment variables, and patch it for the platform that it chose."""
+    from vllm_metal import compat, envs, torch_backend
 
     envs.register_with_vllm()
     compat.apply_patches()
+    torch_backend.refuse_without_kernels()
 
 
 def __getattr__(name: str) -> Any:
