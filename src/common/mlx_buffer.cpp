@@ -95,7 +95,11 @@ void allocate_output(mx::array& output) {
   const size_t bytes = output.nbytes();
   if (bytes < kMinReusableBytes) return output.set_data(mx::allocator::malloc(bytes));
   Buffer buffer = reusable_buffers().take(bytes);
-  if (buffer.ptr() == nullptr) buffer = mx::allocator::allocator().malloc(bytes);
+  if (buffer.ptr() == nullptr) {
+    // What is kept counts as in use: MLX would hold steps back to get below its limit.
+    if (mx::get_active_memory() + bytes > mx::get_memory_limit()) release_reusable_memory();
+    buffer = mx::allocator::allocator().malloc(bytes);
+  }
   output.set_data(
       mx::allocator::Data(buffer, [](Buffer unused) { reusable_buffers().give_back(unused); }));
 }

@@ -66,6 +66,16 @@ TEST_F(ReusableMemory, IsLeftAloneByOutputsBeyondTheLimit) {
   EXPECT_EQ(reusable_bytes(), 1u << 20);
 }
 
+TEST_F(ReusableMemory, GoesWhereItWouldExceedTheLimit) {
+  address_of_one(8 << 20);
+  const size_t limit = mx::set_memory_limit(mx::get_active_memory() + (1 << 20));
+  address_of_one(1 << 19);
+  EXPECT_EQ(reusable_bytes(), (8u << 20) + (1u << 19));
+  address_of_one(4 << 20);
+  EXPECT_EQ(reusable_bytes(), 4u << 20);
+  mx::set_memory_limit(limit);
+}
+
 TEST_F(ReusableMemory, ServesManyThreads) {
   const size_t active = mx::get_active_memory();
   std::vector<std::thread> threads;
