@@ -4,6 +4,7 @@
 Memory is really given back, and the server says the same after waking up.
 """
 
+import concurrent.futures
 import json
 import re
 import urllib.error
@@ -14,7 +15,8 @@ import pytest
 
 from tests.e2e.server import Server
 
-VARIABLES = {"VLLM_SERVER_DEV_MODE": "1"}  # without it vLLM has no /sleep
+# Without the first vLLM has no /sleep; with the second each step logs MLX's peak.
+VARIABLES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_METAL_DEBUG": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,18 @@ def engine_memory(server):
     """Memory of the engine's process that no file backs, in MiB."""
     processes = psutil.Process(server.pid).children(recursive=True)
     return max(p.memory_info().rss - p.memory_info().shared for p in processes) >> 20
+
+
+def test_the_peak_is_what_was_planned(server):
+    """More requests than the cache holds, in steps as large as they may be."""
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(lambda _: answer(server), range(12)))
+    log = server.log.read_text()
+    assert "Memory plan (auto)" in log
+    planned = float(re.search(r"  total +([0-9.]+) MiB", log)[1])
+    weights = float(re.search(r"  model +([0-9.]+) MiB", log)[1])
+    peak = max(int(number) for number in re.findall(r"(\d+) MiB peak", log))
+    assert weights + 100 < peak <= 1.1 * planned
 
 
 @pytest.mark.parametrize("level", [1, 2])
