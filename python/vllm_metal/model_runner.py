@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 _WARM_UP_REQUEST = "vllm-metal-warm-up"
+_MEASURED_TOKENS_ON_CPU = 256
 
 
 class MetalModelRunner:
@@ -82,20 +83,27 @@ class MetalModelRunner:
             f"model.layers.{layer}.self_attn.attn": spec for layer in range(self._core.num_layers)
         }
 
-    def measure_activations(self) -> int:
-        """Run the largest step that the scheduler may ask for; returns its bytes."""
+    def measure_activations(self, backend: str) -> int:
+        """Run the largest step that the scheduler may ask for; returns its bytes.
+
+        The CPU would take seconds to minutes for it: there a smaller step is scaled up, which
+        differs by less than two runs do.
+        """
         num_tokens = self._scheduler_config.max_num_batched_tokens
         num_requests = min(self._scheduler_config.max_num_seqs, num_tokens)
         num_tokens = min(num_tokens, num_requests * self._max_model_len)
+        scale = max(1.0, num_tokens / _MEASURED_TOKENS_ON_CPU) if backend == "cpu" else 1.0
         start = time.perf_counter()
-        activation_bytes = self._core.measure_activations(num_tokens, num_requests)
+        activation_bytes = scale * self._core.measure_activations(
+            int(num_tokens / scale), max(1, int(num_requests / scale))
+        )
         logger.info(
             "A step of %d tokens needs %s; measured in %.1f s",
             num_tokens,
-            format_bytes(activation_bytes),
+            format_bytes(int(activation_bytes)),
             time.perf_counter() - start,
         )
-        return activation_bytes
+        return int(activation_bytes)
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig) -> int:
         """Give the cache the capacity of vLLM's blocks; returns it in tokens."""

@@ -60,7 +60,7 @@ class MetalWorker(WorkerBase):
             self._device_info,
             self.vllm_config,
             weight_bytes=runner.weight_bytes,
-            activation_bytes=runner.measure_activations(),
+            activation_bytes=runner.measure_activations(self._device_info["backend"]),
             block_bytes=self._block_bytes,
         )
         logger.info(plan.table())

@@ -244,7 +244,7 @@ std::string MemoryPlan::table() const {
   line("model", facts.model, "measured");
   line("KV cache", kv_cache,
        text(blocks, " blocks, ", blocks * static_cast<uint64_t>(cache.block_size), " tokens"));
-  line("activations", facts.activations, "measured at the largest step");
+  line("activations", facts.activations, "of the largest step");
   line("margin", margin, "");
   line("total", memory_limit, "MLX's limit");
   return result;

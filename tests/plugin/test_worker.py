@@ -127,14 +127,14 @@ def test_what_memory_is_planned_with(fake_core, engine_config):
     kv_cache = worker.determine_available_memory()
     (plan,) = fake_core.memory_limits
     assert kv_cache == plan.kv_cache
-    assert fake_core.ModelRunner.instances[-1].measured == (8 * 48, 8)
+    assert fake_core.ModelRunner.instances[-1].measured == (256, 5)  # of 8 * 48, 8
     memory = fake_core.MEMORY
     assert plan.arguments == {
         "total": memory,
         "available": memory,
         "working_set": memory,
         "model": 1 << 20,
-        "activations": 1000,
+        "activations": 1500,
         "block_bytes": 2 * 2 * 16 * 2 * 16 * 2,
         "block_size": 16,
         "max_model_len": 48,
@@ -145,6 +145,27 @@ def test_what_memory_is_planned_with(fake_core, engine_config):
     }
     worker.shutdown()
     assert fake_core.memory_limits == [plan, None]
+
+
+@pytest.mark.parametrize(
+    ("backend", "largest", "expected"),
+    [
+        ("metal", (2048, 256), ((2048, 256), 1000)),
+        ("cpu", (2048, 256), ((256, 32), 8000)),
+        ("cpu", (2048, 1), ((48, 1), 1000)),  # no longer than max_model_len
+        ("cpu", (128, 64), ((128, 64), 1000)),
+    ],
+)
+def test_the_step_that_is_measured(fake_core, engine_config, backend, largest, expected):
+    from vllm_metal.model_runner import MetalModelRunner
+
+    num_tokens, num_seqs = largest
+    runner = MetalModelRunner(
+        engine_config(max_num_batched_tokens=num_tokens, max_num_seqs=num_seqs, max_model_len=48)
+    )
+    measured, activations = expected
+    assert runner.measure_activations(backend) == activations
+    assert fake_core.ModelRunner.instances[-1].measured == measured
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ TEST(MemoryPlan, TableNamesEveryPart) {
             "  recommended            10.67 GiB   by the device\n"
             "  model                  107.0 MiB   measured\n"
             "  KV cache               198.3 MiB   564 blocks, 9024 tokens\n"
-            "  activations            300.0 MiB   measured at the largest step\n"
+            "  activations            300.0 MiB   of the largest step\n"
             "  margin                 128.0 MiB\n"
             "  total                  733.3 MiB   MLX's limit");
 }
