@@ -66,6 +66,4 @@ def start_line(
 def _given_utilization(cache_config: "CacheConfig") -> float | None:
     """--gpu-memory-utilization; None for vLLM's default, which is one for memory of its own."""
     utilization = cache_config.gpu_memory_utilization
-    default = type(cache_config).__dataclass_fields__["gpu_memory_utilization"].default
-    default = getattr(default, "default", default)
-    return None if utilization == default else utilization
+    return None if utilization == type(cache_config).gpu_memory_utilization else utilization

@@ -27,11 +27,8 @@ class ReusableBuffers {
 
   void give_back(Buffer buffer) {
     const size_t bytes = mx::allocator::allocator().size(buffer);
-    std::unique_lock lock(mutex_);
-    if (bytes > kMaxReusableBytes) {
-      lock.unlock();
-      return mx::allocator::allocator().free(buffer);
-    }
+    if (bytes > kMaxReusableBytes) return mx::allocator::allocator().free(buffer);
+    const std::lock_guard lock(mutex_);
     trim(kMaxReusableBytes - bytes);
     by_age_.push_back(buffer);
     by_size_.emplace(bytes, std::prev(by_age_.end()));

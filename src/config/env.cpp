@@ -26,15 +26,13 @@ struct Variable {
 constexpr std::array<Variable, 10> kVariables{{
     {"VLLM_METAL_MEMORY_FRACTION", "auto",
      "`auto`: memory for the model and a KV cache of little more than one sequence; or the share "
-     "of "
-     "all memory to use, in (0, 1]"},
+     "of all memory to use, in (0, 1]"},
     {"VLLM_METAL_USE_MLX", "1",
      "compute with MLX; `0`: the plugin steps aside and vLLM's own PyTorch back end runs, if its "
      "build has kernels"},
     {"VLLM_MLX_DEVICE", "gpu",
      "`gpu` (Metal on a Mac, CUDA elsewhere) or `cpu`. Unset and no GPU: the CPU, with one "
-     "warning; "
-     "set to `gpu` and none there: an error"},
+     "warning; set to `gpu` and none there: an error"},
     {"VLLM_METAL_BLOCK_SIZE", "16",
      "tokens in a block by which vLLM counts the KV cache, 1 to 1024; with a different "
      "`--block-size` an error"},

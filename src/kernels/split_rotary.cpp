@@ -89,14 +89,16 @@ QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_s
 
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
                           KVView& view) {
+  if (!use_cpu_kernels()) {  // the two ops check what they are given
+    auto [queries, keys, values] = split_rotary(qkv, cos_sin, heads);
+    kv_write(view, keys, values);
+    return queries;
+  }
   constexpr const char* kOp = "rotary_kv_write";
   check_arguments(kOp, qkv, cos_sin, heads);
   check_shape(kOp, "qkv", qkv, {view.layout.num_tokens(), qkv.shape(1)});
   check_cache_for_writing(kOp, view, heads.num_kv_heads, heads.head_dim, qkv.dtype());
-  if (use_cpu_kernels()) return cpu::rotary_kv_write(qkv, cos_sin, heads, view);
-  auto [queries, keys, values] = split_rotary_fallback(qkv, cos_sin, heads);
-  kv_write(view, keys, values);
-  return queries;
+  return cpu::rotary_kv_write(qkv, cos_sin, heads, view);
 }
 
 }  // namespace vllm_metal

@@ -90,7 +90,6 @@ size_t ModelRunner::measure_activations(int num_tokens, int num_requests) {
   const size_t used = before + kv_cache_bytes();
   const size_t peak = memory_use().peak;
   step(last);
-  synchronize();
   executor_.discard_kv_cache();
   has_kv_cache_ = false;
   return peak > used ? peak - used : 0;

@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "common/text.h"
-#include "kernels/cpu/matmul.h"
-#include "kernels/cpu/parallel_for.h"
 #include "kernels/device_kernels.h"
 #include "kernels/linear_reference.h"
+#include "kernels/matmul_on_threads.h"
 
 namespace vllm_metal {
 namespace {
@@ -184,50 +183,13 @@ TEST_P(QuantizedLinearTest, AgreesWithTheFallback) {
 
 // ---- The order of sums ----
 
-// `num_tokens` rows of `x` by a 4-bit matrix, on one thread (inside a body all calls are inline)
-// or on all.
-std::vector<float> product(const QuantizedMatrix& matrix, mx::array x, int num_tokens,
-                           bool on_one_thread) {
-  mx::array weight = matrix.weight, scales = matrix.scales, biases = matrix.biases;
-  mx::eval(weight, scales, biases, x);
-  std::vector<float> y(static_cast<size_t>(num_tokens) * weight.shape(0));
-  const cpu::Matmul matmul({.out_features = matrix.out_features(),
-                            .in_features = matrix.in_features(),
-                            .elements = weight.data<void>(),
-                            .stride = weight.shape(1),
-                            .type = cpu::ElementType::kFloat32,
-                            .bits = matrix.bits,
-                            .group_size = matrix.group_size,
-                            .scales = scales.data<void>(),
-                            .scales_stride = scales.shape(1),
-                            .biases = biases.data<void>(),
-                            .biases_stride = biases.shape(1)},
-                           {.elements = x.data<void>(),
-                            .type = cpu::ElementType::kFloat32,
-                            .num_tokens = num_tokens,
-                            .stride = x.shape(1)},
-                           {.elements = y.data(),
-                            .type = cpu::ElementType::kFloat32,
-                            .bias = nullptr,
-                            .bias_type = cpu::ElementType::kFloat32});
-  std::vector<float> workspace(matmul.workspace_floats());
-  if (on_one_thread) {
-    cpu::parallel_for(2, 1, [&](int64_t begin, int64_t) {
-      if (begin == 0) matmul.run(workspace.data());
-    });
-  } else {
-    matmul.run(workspace.data());
-  }
-  return y;
-}
-
 TEST_P(QuantizedLinearTest, ResultsDoNotDependOnThreads) {
   for (int bits : {3, 4}) {
     const auto matrix = random_quantized(700, 256, 32, bits, mx::float32, 40);
     for (int num_tokens : {1, 3, 70, 600}) {
       const mx::array x = random_array({num_tokens, 256}, mx::float32, 41);
-      const auto alone = product(matrix, x, num_tokens, true);
-      for (int i = 0; i < 3; ++i) EXPECT_EQ(product(matrix, x, num_tokens, false), alone);
+      const auto alone = product(rows_of(matrix), x, num_tokens, true);
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(product(rows_of(matrix), x, num_tokens, false), alone);
     }
   }
 }
@@ -235,9 +197,9 @@ TEST_P(QuantizedLinearTest, ResultsDoNotDependOnThreads) {
 TEST_P(QuantizedLinearTest, ATokenDoesNotDependOnTheOthersOfItsBatch) {
   const auto matrix = random_quantized(100, 256, 32, 4, mx::float32, 42);
   const mx::array x = random_array({600, 256}, mx::float32, 43);
-  const auto all = product(matrix, x, 600, false);
+  const auto all = product(rows_of(matrix), x, 600, false);
   for (int num_tokens : {17, 48, 599}) {
-    const auto some = product(matrix, x, num_tokens, false);
+    const auto some = product(rows_of(matrix), x, num_tokens, false);
     EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << num_tokens;
   }
 }

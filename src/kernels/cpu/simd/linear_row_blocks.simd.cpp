@@ -97,15 +97,9 @@ struct PairElements {
   }
 
   static VLLM_METAL_INLINE Floats multiply_add(float weight, Floats x, Floats total) {
-    return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)x, (__m512bh)broadcast_bits(weight));
-  }
-
- private:
-  // Not by arithmetic, which changes the bits of what is no number.
-  static VLLM_METAL_INLINE Words broadcast_bits(float value) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof(bits));
-    return Words{} + bits;
+    uint32_t pair;
+    __builtin_memcpy(&pair, &weight, sizeof(pair));
+    return add_pair_products(as_words(x), pair, total);
   }
 };
 #endif

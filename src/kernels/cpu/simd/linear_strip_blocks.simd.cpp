@@ -67,8 +67,7 @@ struct PairPanel {
     return (Floats)_mm512_maskz_permutexvar_epi16(0xffffffffu, interleaved(), (__m512i)halves);
   }
   static VLLM_METAL_INLINE Floats multiply_add(Input x, Floats weights, Floats sum) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
-                                    (__m512bh)_mm512_set1_epi32((int)x));
+    return add_pair_products(as_words(weights), x, sum);
   }
 
   static void pack_token(const void* elements, ElementType, int64_t offset, int64_t count,

@@ -97,8 +97,7 @@ struct PairSteps {
   }
 
   static VLLM_METAL_INLINE Floats multiply_add(Input x, Weights weights, Floats sum) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
-                                    (__m512bh)_mm512_set1_epi32((int)x));
+    return add_pair_products(weights, x, sum);
   }
 
   static VLLM_METAL_INLINE void pack(const ChunkInput& x, Input* packed) {

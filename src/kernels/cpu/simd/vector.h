@@ -298,6 +298,15 @@ VLLM_METAL_INLINE float horizontal_max(Floats values) {
   return values[0];
 }
 
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16, one a lane, times the one pair `x`, added to the sums. Exact but for the
+// rounding of the sums.
+VLLM_METAL_INLINE Floats add_pair_products(Words pairs, uint32_t x, Floats sums) {
+  return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)pairs,
+                                  (__m512bh)_mm512_set1_epi32((int)x));
+}
+#endif
+
 // ---- Functions ----
 
 // e^x within 2 units in the last place; 0 for -infinity, infinity above 88.72, NaN for NaN.
