@@ -118,16 +118,21 @@ def _patch_scheduler() -> None:
 
 
 def _patch_shutdown() -> None:
-    """Serves 0.32 and 0.33. Goes when vLLM lets the engine's process end by itself everywhere.
+    """Serves 0.32 and 0.33. Goes when vLLM ends everything that waits for the engine by itself.
 
     On a signal vLLM kills the engine's process at once unless it runs on ROCm. The answers that
     were being made are never told of their end, so the server waits for clients that wait for it.
+    The process gets time to end by itself, which ends its requests. Those that it had not read
+    yet, and all if it hangs, are ended here.
     """
     from vllm.v1.engine import utils
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
 
     if hasattr(utils, _PATCHED):
         return
     get_timeout = utils.get_engine_process_shutdown_timeout
+    shutdown = AsyncLLM.shutdown
 
     @functools.wraps(get_timeout)
     def leave_time_to_end(
@@ -137,5 +142,15 @@ def _patch_shutdown() -> None:
             return _ENGINE_SHUTDOWN_SECONDS
         return get_timeout(request_timeout, process_timeout)
 
+    @functools.wraps(shutdown)
+    def shutdown_and_end_requests(self: AsyncLLM, timeout: float | None = None) -> None:
+        shutdown(self, timeout)
+        handler = getattr(self, "output_handler", None)
+        if handler is not None and not handler.get_loop().is_closed():
+            handler.get_loop().call_soon_threadsafe(
+                self.output_processor.propagate_error, EngineDeadError()
+            )
+
     utils.get_engine_process_shutdown_timeout = leave_time_to_end
+    AsyncLLM.shutdown = shutdown_and_end_requests
     setattr(utils, _PATCHED, True)

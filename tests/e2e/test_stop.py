@@ -4,43 +4,62 @@
 import contextlib
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
+import psutil
 import pytest
 
 from tests.e2e.test_server import metrics, wait_until
 
-STOP_SECONDS = 30
+STOP_SECONDS = 60
+NUM_CLIENTS = 4
 
 
-def stop_while_generating(server, number, prompt):
-    """Send a signal while answers are made; returns the exit code and the children left."""
+def complete(server, prompt):
     body = {"ignore_eos": True}
     options = {"model": server.name, "prompt": prompt, "max_tokens": 400, "temperature": 0.0}
-
-    def ask():
-        with contextlib.suppress(Exception):  # how the connection ends is not the question
-            while True:  # a tiny model is done in no time
-                server.client().completions.create(**options, extra_body=body)
-
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(4):
-            pool.submit(ask)
-        wait_until(lambda: metrics(server)["vllm:num_requests_running"] > 0)
-        return server.send_signal(number, STOP_SECONDS)
+    return server.client().completions.create(**options, extra_body=body)
 
 
-@pytest.mark.parametrize(
-    ("fixture", "number", "prompt"),
-    [("server", signal.SIGINT, "Once upon a time"), ("tiny_server", signal.SIGTERM, "w3 w4")],
-    ids=["SIGINT", "SIGTERM"],
-)
-def test_signal_ends_all_and_frees_the_port(request, fixture, number, prompt):
-    server = request.getfixturevalue(fixture)
-    code, children = stop_while_generating(server, number, prompt)
+def check_that_all_ended(server, code, children):
     assert code == 0, server.tail()
     assert children == []
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         sock.bind(("127.0.0.1", server.port))
         sock.listen()
+
+
+def test_sigint_under_load(server):
+    def ask():
+        with contextlib.suppress(Exception):  # how the connection ends is not the question
+            while True:
+                complete(server, "Once upon a time")
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        for _ in range(NUM_CLIENTS):
+            pool.submit(ask)
+        wait_until(lambda: metrics(server)["vllm:num_requests_running"] > 0)
+        code, children = server.send_signal(signal.SIGINT, STOP_SECONDS)
+    check_that_all_ended(server, code, children)
+
+
+def test_sigterm_with_an_engine_that_hangs(tiny_server):
+    """Requests that the engine never read get an answer, and the server ends."""
+
+    def ask():
+        with pytest.raises(openai.InternalServerError, match="EngineCore"):
+            complete(tiny_server, "w3 w4")
+
+    children = psutil.Process(tiny_server.pid).children(recursive=True)
+    (engine,) = [child for child in children if "EngineCore" in child.name()]
+    engine.suspend()
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        asked = [pool.submit(ask) for _ in range(NUM_CLIENTS)]
+        time.sleep(2)  # they are with the engine, which cannot say so
+        code, children = tiny_server.send_signal(signal.SIGTERM, STOP_SECONDS)
+        for future in asked:
+            future.result()
+    check_that_all_ended(tiny_server, code, children)
