@@ -113,6 +113,16 @@ MemoryUse memory_use() {
           .cache = mx::get_cache_memory() + reusable};
 }
 
+mx::array part_of(const mx::array& block, size_t offset, const mx::Shape& shape, mx::Dtype dtype) {
+  mx::array part(shape, dtype, nullptr, {});
+  mx::Strides strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  part.copy_shared_buffer(block, strides, {true, true, shape.size() <= 1}, part.size(),
+                          static_cast<int64_t>(offset / part.itemsize()));
+  part.set_status(mx::array::Status::available);
+  return part;
+}
+
 void alias_output(mx::array& output, const mx::array& input) { output.copy_shared_buffer(input); }
 
 }  // namespace vllm_metal

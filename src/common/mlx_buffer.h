@@ -17,6 +17,10 @@ mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype);
 // time of a large step.
 void allocate_output(mx::array& output);
 
+// An array whose memory is that of `block` (uint8, row contiguous) from byte `offset` on, a
+// multiple of 64. The block lives as long as any of them.
+mx::array part_of(const mx::array& block, size_t offset, const mx::Shape& shape, mx::Dtype dtype);
+
 // What is kept for outputs to come: no more than kMaxReusableBytes, and nothing after the second.
 constexpr size_t kMaxReusableBytes = size_t{256} << 20;
 size_t reusable_bytes();

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "common/text.h"
+#include "kernels/device_kernels.h"
 
 namespace vllm_metal {
 
@@ -48,6 +49,11 @@ std::pair<int64_t, int64_t> packed_columns(const std::string& name, const Quanti
   return {bits_per_row / 32, in_features / spec.group_size};
 }
 
+// `matrix` where it streams fastest.
+mx::array placed(LoadContext& load, const mx::array& matrix) {
+  return use_cpu_kernels() ? load.arena.copy(matrix) : matrix;
+}
+
 }  // namespace
 
 WeightMatrix load_weight_matrix(LoadContext& load, std::span<const Projection> projections,
@@ -58,7 +64,7 @@ WeightMatrix load_weight_matrix(LoadContext& load, std::span<const Projection> p
   auto take = [&](const char* suffix, int64_t columns, std::optional<mx::Dtype> dtype) {
     return load.weights.take_fused(tensor_names(projections, suffix), rows, columns, dtype);
   };
-  if (!spec) return take(".weight", in_features, load.dtype);
+  if (!spec) return placed(load, take(".weight", in_features, load.dtype));
   const auto [words, groups] = packed_columns(first, *spec, in_features);
   QuantizedMatrix matrix{take(".weight", words, std::nullopt),
                          take(".scales", groups, std::nullopt),
@@ -68,7 +74,7 @@ WeightMatrix load_weight_matrix(LoadContext& load, std::span<const Projection> p
   std::optional<PackedMatrix> packed = pack_for_device(matrix);
   if (!packed) return matrix;
   packed->strips.eval();
-  packed->strips.detach();  // from the matrix, whose memory is given back
+  packed->strips = placed(load, packed->strips);  // the matrix's memory is given back
   return *packed;
 }
 

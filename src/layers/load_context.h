@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "common/array_arena.h"
 #include "config/quantization_config.h"
 #include "weights/weight_store.h"
 
@@ -14,6 +15,8 @@ struct LoadContext {
   WeightStore& weights;
   const std::optional<QuantizationConfig>& quantization;
   mx::Dtype dtype;  // of activations, and of weights that are not quantised
+  // Where matrices go that the CPU's kernels stream.
+  ArrayArena arena{weights.total_bytes()};
 
   // How the module of that name is quantised; nullopt when its weights are plain. Throws
   // std::invalid_argument when weights and config do not agree.
