@@ -110,6 +110,21 @@ void bind_platform(nb::module_& module) {
         }
       },
       "path"_a.none(), "Record the GPU's work into a .gputrace, or with None stop. Metal only.");
+  module.def(
+      "memory_pressure",
+      [] {
+        switch (memory_pressure()) {
+          case MemoryPressure::kNormal:
+            return "normal";
+          case MemoryPressure::kWarning:
+            return "warning";
+          default:
+            return "critical";
+        }
+      },
+      "How short of memory the system is: \"normal\", \"warning\" or \"critical\".");
+  module.def("return_unused_memory", &return_unused_memory,
+             "Give back to the system what is kept for reuse.");
   module.def("apply_memory_limits", &apply_memory_limits, "plan"_a, "Set MLX's limits.");
   module.def("release_memory_limits", &release_memory_limits,
              "Set MLX's limits back, with nothing wired and nothing kept for reuse.");

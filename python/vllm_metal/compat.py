@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SERVED_VLLM = ((0, 32), (0, 33))
 
 _PATCHED = "_vllm_metal_patched"
+_RELIEF = "_vllm_metal_relief"  # a scheduler's SchedulerRelief
 _ENGINE_SHUTDOWN_SECONDS = 15.0  # for the engine's process to end by itself
 
 
@@ -46,6 +47,7 @@ def apply_patches() -> None:
         )
     _patch_engine_args()
     _patch_scheduler()
+    _patch_memory_pressure()
     _patch_shutdown()
 
 
@@ -55,11 +57,17 @@ def _patch_engine_args() -> None:
     Prefix caching: vLLM turns it on by itself, and once it has, nothing tells that from a user's
     wish. Only the engine arguments know, so they refuse the wish and change the default.
 
+    Names of models: with ModelScope, and offline, they become folders before vLLM looks for the
+    files one by one, each in a cache of its own. What a hub answers is told in one message.
+
     Batch sizes: vLLM goes by the amount of memory, and unified memory puts a Mac into the class
     of an H100. Every device gets vLLM's defaults for smaller ones.
     """
+    from vllm.engine import arg_utils
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
+
+    from vllm_metal import hub, hub_errors
 
     if hasattr(EngineArgs, _PATCHED):
         return
@@ -73,7 +81,9 @@ def _patch_engine_args() -> None:
                 "option --enable-prefix-caching."
             )
         self.enable_prefix_caching = False
-        return create_engine_config(self, *args, **kwargs)
+        with hub_errors.readable_errors(self.model, self.revision):
+            hub.localize(self)
+            return create_engine_config(self, *args, **kwargs)
 
     def get_batch_defaults(_cls: type, _world_size: int) -> tuple[dict, dict]:
         max_num_batched_tokens = {
@@ -83,6 +93,10 @@ def _patch_engine_args() -> None:
         max_num_seqs = {UsageContext.LLM_CLASS: 256, UsageContext.OPENAI_API_SERVER: 256}
         return max_num_batched_tokens, max_num_seqs
 
+    def keep_name(model: str, _revision: str | None = None) -> str:
+        return model  # offline, vLLM would look for it without --download-dir
+
+    arg_utils.get_model_path = keep_name
     EngineArgs.create_engine_config = create_without_prefix_caching
     EngineArgs.get_batch_defaults = classmethod(get_batch_defaults)
     setattr(EngineArgs, _PATCHED, True)
@@ -115,6 +129,41 @@ def _patch_scheduler() -> None:
 
     Scheduler.update_from_output = end_requests_with_nans
     setattr(Scheduler, _PATCHED, True)
+
+
+def _patch_memory_pressure() -> None:
+    """Serves 0.32 and 0.33. Goes when vLLM asks the platform how much it may do.
+
+    The scheduler preempts requests and holds back those that wait. The API server refuses new ones
+    as it does when its queue is full.
+    """
+    from vllm.exceptions import QueueOverflowError
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from vllm_metal.memory_pressure import Relief, SchedulerRelief, process_watch
+
+    if hasattr(AsyncLLM, _PATCHED):
+        return
+    schedule, check_admission = Scheduler.schedule, AsyncLLM.check_admission
+
+    @functools.wraps(schedule)
+    def relieve_and_schedule(self: Scheduler, *args: Any, **kwargs: Any) -> "SchedulerOutput":
+        relief = self.__dict__.get(_RELIEF)
+        if relief is None:
+            relief = self.__dict__[_RELIEF] = SchedulerRelief(process_watch())
+        relief.apply(self)
+        return schedule(self, *args, **kwargs)
+
+    @functools.wraps(check_admission)
+    def check_memory_and_admission(self: AsyncLLM, *args: Any, **kwargs: Any) -> None:
+        if process_watch().stage >= Relief.REFUSE:
+            raise QueueOverflowError
+        check_admission(self, *args, **kwargs)
+
+    Scheduler.schedule = relieve_and_schedule
+    AsyncLLM.check_admission = check_memory_and_admission
+    setattr(AsyncLLM, _PATCHED, True)
 
 
 def _patch_shutdown() -> None:

@@ -29,6 +29,20 @@ def wants_mlx() -> bool:
     return os.environ.get("VLLM_METAL_USE_MLX", "1").lower() not in _FALSE
 
 
+def uses_modelscope() -> bool:
+    """Whether VLLM_USE_MODELSCOPE has models come from ModelScope. Does not load the core.
+
+    vLLM reads it too, and only `1` and `true` are true for it.
+    """
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").strip().lower() in ("1", "true")
+
+
+def modelscope_cache() -> str | None:
+    """VLLM_METAL_MODELSCOPE_CACHE, a model's folder or a cache directory; None when unset."""
+    path = _state()["VLLM_METAL_MODELSCOPE_CACHE"]["value"]
+    return os.path.expanduser(path) if path else None  # noqa: PTH111  stays text
+
+
 def register_with_vllm() -> None:
     """Add our names to vLLM's table; it warns of `VLLM_*` variables that it does not know."""
     import vllm.envs

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_metal.hub import HubModel, folder_of
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
 from vllm_metal.unsupported import active_sliding_window
@@ -15,34 +16,18 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json"]
-# Mistral's repositories hold the weights twice.
-_DUPLICATES = ["consolidated*.safetensors"]
-
 
 def resolve_model_directory(model_config: "ModelConfig", load_config: "LoadConfig") -> str:
-    """Return the local folder of the model, downloaded from the Hugging Face Hub if need be."""
-    model = model_config.model
-    if Path(model).is_dir():
-        return model
-    from huggingface_hub import snapshot_download
-
-    ignore = load_config.ignore_patterns
-    try:
-        return snapshot_download(
-            model,
-            revision=model_config.revision,
-            cache_dir=load_config.download_dir,
-            token=model_config.hf_token,
-            allow_patterns=_WEIGHT_FILES,
-            ignore_patterns=[*([ignore] if isinstance(ignore, str) else ignore), *_DUPLICATES],
+    """Return the local folder of the model, downloaded if need be."""
+    return folder_of(
+        HubModel(
+            model_config.model,
+            model_config.revision,
+            load_config.download_dir,
+            model_config.hf_token,
+            load_config.ignore_patterns,
         )
-    except Exception as error:  # whatever the hub's client and its transport raise
-        reason = str(error).strip().split("\n")[0]
-        raise RuntimeError(
-            f"The weights of {model!r} could not be fetched from the Hugging Face Hub: {reason} "
-            "Check the name and the network, or name a local folder."
-        ) from error
+    )
 
 
 def check_weight_files(model_config: "ModelConfig") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.platforms.interface import Platform, PlatformEnum
 
-from vllm_metal import envs
+from vllm_metal import envs, modelscope
 from vllm_metal.log import get_logger
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
 logger = get_logger(__name__)
+
+# Before vLLM imports the package, with less to say about it.
+modelscope.require_package()
 
 
 class MetalPlatform(Platform):

@@ -156,6 +156,7 @@ class MetalWorker(WorkerBase):
         """Free the model and the KV cache."""
         self.model_runner = None
         _core.release_memory_limits()
+        logger.info("Model and KV cache are freed; nothing is wired any more.")
         log.silence_core_log()
 
     # What vLLM offers and this release does not do

@@ -38,8 +38,11 @@ constexpr std::array<Variable, 10> kVariables{{
      "`--block-size` an error"},
     {"VLLM_METAL_USE_PAGED_ATTENTION", "0", "paged KV cache; this release takes `0` only"},
     {"VLLM_METAL_DEBUG", "0", "`1`: one log line a step with its shape, time and memory"},
-    {"VLLM_USE_MODELSCOPE", "False", "models from ModelScope; this release takes `False` only"},
-    {"VLLM_METAL_MODELSCOPE_CACHE", "", "folder of ModelScope's models; not in this release"},
+    {"VLLM_USE_MODELSCOPE", "False",
+     "`True`: models come from ModelScope, with the extra `modelscope` installed"},
+    {"VLLM_METAL_MODELSCOPE_CACHE", "",
+     "with ModelScope: a folder with a config.json is the model itself; any other path is the "
+     "cache directory"},
     {"VLLM_METAL_PREFIX_CACHE", "", "reuse shared prefixes of prompts; not in this release"},
     {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05",
      "share of memory for shared prefixes; not in this release"},
@@ -57,12 +60,16 @@ std::optional<std::string> value_of(const Environment::Lookup& lookup, const cha
   return value;
 }
 
+std::string lower_case(std::string value) {
+  std::transform(value.begin(), value.end(), value.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  return value;
+}
+
 bool read_bool(const Environment::Lookup& lookup, const char* name, bool default_value) {
   auto value = value_of(lookup, name);
   if (!value) return default_value;
-  std::string lower = *value;
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return std::tolower(c); });
+  const std::string lower = lower_case(*value);
   for (const char* yes : {"1", "true", "yes", "on"})
     if (lower == yes) return true;
   for (const char* no : {"0", "false", "no", "off"})
@@ -107,16 +114,22 @@ void refuse_absent_features(const Environment::Lookup& lookup) {
   if (read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false))
     refuse("VLLM_METAL_USE_PAGED_ATTENTION", "1",
            "unset or 0 in this release, which has the MLX-managed KV cache only");
-  if (read_bool(lookup, "VLLM_USE_MODELSCOPE", false))
-    refuse("VLLM_USE_MODELSCOPE", "True",
-           "unset or False in this release (download the model and name its folder)");
-  for (const char* name : {"VLLM_METAL_MODELSCOPE_CACHE", "VLLM_METAL_PREFIX_CACHE_FRACTION"})
-    if (auto value = value_of(lookup, name))
-      refuse(name, *value, "unset in this release, which does not have it");
+  if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE_FRACTION"))
+    refuse("VLLM_METAL_PREFIX_CACHE_FRACTION", *value,
+           "unset in this release, which does not have it");
   if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE");
       value && read_bool(lookup, "VLLM_METAL_PREFIX_CACHE", false))
     refuse("VLLM_METAL_PREFIX_CACHE", *value,
            "unset or 0 in this release, which has no prefix cache");
+}
+
+// vLLM reads it for itself, and takes `yes` and `on` for false.
+void check_use_modelscope(const Environment::Lookup& lookup) {
+  auto value = value_of(lookup, "VLLM_USE_MODELSCOPE");
+  if (!value) return;
+  const std::string lower = lower_case(*value);
+  if (lower != "1" && lower != "true" && lower != "0" && lower != "false")
+    refuse("VLLM_USE_MODELSCOPE", *value, "True or False");
 }
 
 const char* process_lookup(const char* name) { return std::getenv(name); }
@@ -125,6 +138,7 @@ const char* process_lookup(const char* name) { return std::getenv(name); }
 
 Environment Environment::read(const Lookup& lookup) {
   refuse_absent_features(lookup);
+  check_use_modelscope(lookup);
   Environment env;
   env.use_mlx = read_bool(lookup, "VLLM_METAL_USE_MLX", true);
   env.device = read_device(lookup);

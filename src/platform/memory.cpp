@@ -40,6 +40,16 @@ SystemMemory system_memory() {
   return {total, std::min<uint64_t>(total, free_pages * static_cast<uint64_t>(getpagesize()))};
 }
 
+MemoryPressure memory_pressure() {
+  int level = 0;
+  size_t size = sizeof(level);
+  if (sysctlbyname("kern.memorystatus_vm_pressure_level", &level, &size, nullptr, 0) != 0)
+    return pressure_of(system_memory());
+  // The values of DISPATCH_MEMORYPRESSURE_NORMAL, _WARN and _CRITICAL in <dispatch/source.h>.
+  if (level >= 4) return MemoryPressure::kCritical;
+  return level >= 2 ? MemoryPressure::kWarning : MemoryPressure::kNormal;
+}
+
 #else
 
 namespace {
@@ -63,6 +73,15 @@ std::optional<uint64_t> cgroup_value(const char* file_name) {
   return std::nullopt;  // no cgroup v2, or "max"
 }
 
+// Files in the container's page cache that the system drops before it runs out.
+uint64_t cgroup_inactive_files() {
+  std::ifstream file("/sys/fs/cgroup/memory.stat");
+  uint64_t value = 0;
+  for (std::string name; file >> name >> value;)
+    if (name == "inactive_file") return value;
+  return 0;
+}
+
 }  // namespace
 
 SystemMemory system_memory() {
@@ -71,14 +90,22 @@ SystemMemory system_memory() {
     throw std::runtime_error("[memory] /proc/meminfo lacks MemTotal or MemAvailable.");
   SystemMemory memory{*total, *available};
   if (auto limit = cgroup_value("memory.max"); limit && *limit < memory.total) {
-    const uint64_t used = cgroup_value("memory.current").value_or(0);
+    const uint64_t charged = cgroup_value("memory.current").value_or(0);
+    const uint64_t used = charged - std::min(charged, cgroup_inactive_files());
     memory.total = *limit;
     memory.available = std::min(memory.available, *limit - std::min(*limit, used));
   }
   return memory;
 }
 
+MemoryPressure memory_pressure() { return pressure_of(system_memory()); }
+
 #endif
+
+MemoryPressure pressure_of(const SystemMemory& memory) {
+  if (memory.available < memory.total / 32) return MemoryPressure::kCritical;
+  return memory.available < memory.total / 16 ? MemoryPressure::kWarning : MemoryPressure::kNormal;
+}
 
 namespace {
 

@@ -15,6 +15,12 @@ struct SystemMemory {
 };
 SystemMemory system_memory();
 
+// How short of memory the system is. A Mac says so itself (kern.memorystatus_vm_pressure_level);
+// elsewhere it goes by the share that is available.
+enum class MemoryPressure { kNormal, kWarning, kCritical };
+MemoryPressure memory_pressure();
+MemoryPressure pressure_of(const SystemMemory& memory);
+
 // Sets MLX's limits to those of the plan, for the default device. On Metal, memory up to the wired
 // limit stays resident.
 void apply_memory_limits(const MemoryPlan& plan);

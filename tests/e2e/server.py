@@ -54,7 +54,6 @@ class Server:
     def start(self) -> None:
         environment = (
             os.environ
-            | self._variables
             | {
                 "HF_HUB_OFFLINE": "1",
                 "VLLM_NO_USAGE_STATS": "1",
@@ -62,6 +61,7 @@ class Server:
                 # The tests of the plugin turn it off in their own process.
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
             }
+            | self._variables
         )
         with self.log.open("w") as log:
             self._process = subprocess.Popen(

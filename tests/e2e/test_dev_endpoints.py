@@ -7,16 +7,22 @@ Memory is really given back, and the server says the same after waking up.
 import concurrent.futures
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 
+import openai
 import psutil
 import pytest
 
 from tests.e2e.server import Server
 
 # Without the first vLLM has no /sleep; with the second each step logs MLX's peak.
-VARIABLES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_METAL_DEBUG": "1"}
+VARIABLES = {
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_METAL_DEBUG": "1",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",  # the last test asks for its health then
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +47,10 @@ def server(default_model, folder):
         yield running
 
 
-def call(server, path, method="POST"):
-    request = urllib.request.Request(f"{server.url}/{path}", method=method)
+def call(server, path, method="POST", body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}/{path}", data, method=method)
+    request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=120) as response:
         return response.read()
 
@@ -119,3 +127,24 @@ def test_a_profile_is_a_trace_of_steps(server, folder):
     assert steps[0]["dur"] > max(step["dur"] for step in steps[1:])
     ends = [step["ts"] + step["dur"] for step in steps]
     assert all(end <= step["ts"] + 1 for end, step in zip(ends, steps[1:], strict=False))
+
+
+def health(server):
+    try:
+        call(server, "health", "GET")
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+def test_health_is_bad_when_the_worker_is_broken(server):
+    """Comes last: nothing works after it."""
+    assert health(server) == 200
+    call(server, "collective_rpc", body={"method": "shutdown"})
+    with pytest.raises(openai.InternalServerError):
+        answer(server)
+    deadline = time.monotonic() + 20
+    while (status := health(server)) == 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert status == 503
+    assert "the worker was shut down" in server.log.read_text()

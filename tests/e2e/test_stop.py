@@ -44,6 +44,7 @@ def test_sigint_under_load(server):
         wait_until(lambda: metrics(server)["vllm:num_requests_running"] > 0)
         code, children = server.send_signal(signal.SIGINT, STOP_SECONDS)
     check_that_all_ended(server, code, children)
+    assert "nothing is wired any more" in server.log.read_text()
 
 
 def test_sigterm_with_an_engine_that_hangs(tiny_server):

@@ -8,6 +8,7 @@ predict every output, whatever the batches, the chunks and the preemptions were.
 """
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -108,6 +109,17 @@ apply_memory_limits = memory_limits.append
 
 def release_memory_limits():
     memory_limits.append(None)
+
+
+memory_returned = []  # when
+
+
+def memory_pressure():
+    return "normal"
+
+
+def return_unused_memory():
+    memory_returned.append(time.monotonic())
 
 
 def memory_stats():

@@ -95,7 +95,9 @@ def test_a_model_that_cannot_be_fetched_is_named(engine_config):
 
     config = engine_config()
     config.model_config.model = "no-such-organisation/no-such-model"
-    with pytest.raises(RuntimeError, match="'no-such-organisation/no-such-model' could not be"):
+    with pytest.raises(
+        RuntimeError, match=r"^'no-such-organisation/no-such-model' is not complete"
+    ):
         loading.resolve_model_directory(config.model_config, config.load_config)
 
 

@@ -66,8 +66,7 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
       {"VLLM_METAL_MEMORY_FRACTION", "nan", "auto or a number in (0, 1]"},
       {"VLLM_METAL_MEMORY_FRACTION", "AUTO ", "auto or a number in (0, 1]"},
       {"VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"},
-      {"VLLM_USE_MODELSCOPE", "True", "unset or False"},
-      {"VLLM_METAL_MODELSCOPE_CACHE", "/tmp/x", "unset"},
+      {"VLLM_USE_MODELSCOPE", "yes", "True or False"},
       {"VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"},
       {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"},
   };

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server does when the system runs short of memory, before the system kills it."""
+
+import enum
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm_metal.log import get_logger
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+logger = get_logger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_A_STAGE = 2.0  # that each gets to be of use
+
+
+class Relief(enum.IntEnum):
+    """What is done, each stage with all before it."""
+
+    NONE = 0
+    PREEMPT = 1
+    DROP_PREFIX_CACHE = 2
+    REFUSE = 3
+
+
+def _pressure() -> str:
+    from vllm_metal import _core
+
+    return _core.memory_pressure()
+
+
+class MemoryWatch:
+    """Looks at the system's memory now and then and says what is to be done.
+
+    Critical pressure calls for one stage after the other; a warning keeps the stage that was
+    reached, normal pressure ends all.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], str] = _pressure,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._probe = probe
+        self._clock = clock
+        self._entered = 0.0
+        self.stage = Relief.NONE
+
+    def look(self) -> None:
+        """Look once."""
+        pressure, now = self._probe(), self._clock()
+        if pressure == "normal":
+            self._enter(Relief.NONE, now)
+        elif pressure == "critical" and (
+            self.stage == Relief.NONE or now - self._entered >= _SECONDS_A_STAGE
+        ):
+            self._enter(Relief(min(self.stage + 1, Relief.REFUSE)), now)
+
+    def start(self) -> "MemoryWatch":
+        """Look from now on, on a thread of its own that ends with the process."""
+
+        def keep_looking() -> None:
+            while True:
+                self.look()
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+        threading.Thread(target=keep_looking, name="memory-watch", daemon=True).start()
+        return self
+
+    def _enter(self, stage: Relief, now: float) -> None:
+        if stage != self.stage:
+            logger.warning(_MESSAGES[stage])
+            self._entered = now
+        self.stage = stage
+
+
+_MESSAGES = {
+    Relief.NONE: "The system has enough memory again; all requests go on.",
+    Relief.PREEMPT: "The system runs short of memory: half of the running requests wait.",
+    Relief.DROP_PREFIX_CACHE: "The system still runs short of memory: prefixes are forgotten.",
+    Relief.REFUSE: "The system still runs short of memory: new requests are refused.",
+}
+
+
+@functools.cache
+def process_watch() -> MemoryWatch:
+    """Return the watch of this process, which looks from the first call on."""
+    return MemoryWatch().start()
+
+
+class SchedulerRelief:
+    """Does to a scheduler what its watch says, once a stage, before a step is scheduled."""
+
+    def __init__(self, watch: MemoryWatch) -> None:
+        self._watch = watch
+        self._done = Relief.NONE
+        self._max_num_active: int | None = None  # of the scheduler, while it may have fewer
+
+    def apply(self, scheduler: "Scheduler") -> None:
+        """Do what is new. Requests that wait resume where they were, with the same tokens."""
+        stage = self._watch.stage
+        if stage == self._done:
+            return
+        from vllm_metal import _core
+
+        if stage == Relief.NONE:
+            if self._max_num_active is not None:
+                scheduler.max_num_active_reqs = self._max_num_active
+            self._max_num_active = None
+        if stage >= Relief.PREEMPT > self._done:
+            self._max_num_active = scheduler.max_num_active_reqs
+        if stage >= Relief.PREEMPT:
+            self._preempt_half(scheduler)
+        has_prefixes = scheduler.cache_config.enable_prefix_caching
+        if stage >= Relief.DROP_PREFIX_CACHE > self._done and has_prefixes:
+            scheduler.reset_prefix_cache()
+        self._done = stage
+        _core.return_unused_memory()
+
+    @staticmethod
+    def _preempt_half(scheduler: "Scheduler") -> None:
+        """Have the later half of the running requests wait; one always runs."""
+        keep = max(1, len(scheduler.running) // 2)
+        scheduler.max_num_active_reqs = keep
+        timestamp = time.monotonic()
+        while len(scheduler.running) > keep:
+            request = scheduler.running.pop()
+            scheduler._preempt_request(request, timestamp)

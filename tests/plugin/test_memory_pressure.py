@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done when the system runs short of memory, with a probe that says so."""
+
+import random
+import time
+from http import HTTPStatus
+
+import pytest
+from vllm import SamplingParams
+from vllm.exceptions import QueueOverflowError
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm_metal.memory_pressure import MemoryWatch, Relief, process_watch
+
+from tests.plugin import fake_core as model
+from tests.plugin.conftest import one_engine_at_a_time
+
+NUM_REQUESTS = 12
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def stages(pressures, seconds_between_looks=1.0):
+    """Return the stage after each look."""
+    clock, upcoming = Clock(), iter(pressures)
+    watch = MemoryWatch(lambda: next(upcoming), clock)
+    found = []
+    for _ in pressures:
+        watch.look()
+        found.append(watch.stage)
+        clock.seconds += seconds_between_looks
+    return found
+
+
+class TestWatch:
+    def test_stages_follow_each_other_while_it_is_critical(self):
+        assert stages(["normal", *["critical"] * 9]) == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
+
+    def test_each_stage_gets_its_time(self):
+        assert stages(["critical"] * 9, seconds_between_looks=0.5) == [1, 1, 1, 1, 2, 2, 2, 2, 3]
+
+    def test_a_warning_keeps_the_stage(self):
+        assert stages(["warning", "critical", *["warning"] * 5, "critical"]) == [0, *[1] * 6, 2]
+
+    def test_normal_pressure_ends_all(self):
+        assert stages(["critical"] * 7 + ["normal", "critical"]) == [1, 1, 2, 2, 3, 3, 3, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def engine(fake_core, tiny_llama):
+    with one_engine_at_a_time(tiny_llama) as make:
+        yield make(max_num_seqs=16, max_model_len=256, num_gpu_blocks_override=200)
+
+
+@pytest.fixture
+def press(monkeypatch):
+    """Set what the probe says; returns when the watch of this process has taken note."""
+    watch = process_watch()
+
+    def set_pressure(pressure, stage):
+        monkeypatch.setattr(watch, "_probe", lambda: pressure)
+        deadline = time.monotonic() + 20
+        while watch.stage != stage:
+            assert time.monotonic() < deadline, watch.stage
+            time.sleep(0.02)
+
+    yield set_pressure
+    set_pressure("normal", Relief.NONE)
+
+
+def scheduler_of(engine):
+    return engine.llm_engine.engine_core.engine_core.scheduler
+
+
+def test_requests_wait_and_are_answered_all_the_same(engine, press):
+    generator = random.Random(3)
+    prompts = [[generator.randrange(3, 60) for _ in range(20)] for _ in range(NUM_REQUESTS)]
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    core, scheduler = engine.llm_engine, scheduler_of(engine)
+    before = scheduler.max_num_active_reqs
+    for index, prompt in enumerate(prompts):
+        core.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    finished = {}
+
+    def step(times=1):
+        for _ in range(times):
+            for output in core.step():
+                if output.finished:
+                    finished[int(output.request_id.split("-")[0])] = output
+
+    step(3)
+    assert len(scheduler.running) == NUM_REQUESTS
+    for stage, num_running in (
+        (Relief.PREEMPT, 6),
+        (Relief.DROP_PREFIX_CACHE, 3),
+        (Relief.REFUSE, 1),
+    ):
+        press("critical", stage)
+        times_returned = len(model.memory_returned)
+        step(3)
+        assert len(model.memory_returned) == times_returned + 1
+        assert len(scheduler.running) == num_running
+        assert len(scheduler.waiting) == NUM_REQUESTS - num_running
+    press("normal", Relief.NONE)
+    step(3)
+    assert len(scheduler.running) == NUM_REQUESTS
+    assert scheduler.max_num_active_reqs == before
+    while core.has_unfinished_requests():
+        step()
+    for index, prompt in enumerate(prompts):
+        tokens = list(finished[index].outputs[0].token_ids)
+        assert tokens == model.generate(prompt, 100), index
+
+
+def test_new_requests_are_refused_last(engine, press):
+    server = AsyncLLM.__new__(AsyncLLM)  # a server without limits of its own
+    server.scheduler_config = engine.llm_engine.vllm_config.scheduler_config
+    press("critical", Relief.DROP_PREFIX_CACHE)
+    server.check_admission()
+    press("critical", Relief.REFUSE)
+    with pytest.raises(QueueOverflowError) as raised:
+        server.check_admission()
+    assert raised.value.http_status == HTTPStatus.SERVICE_UNAVAILABLE
+    press("normal", Relief.NONE)
+    server.check_admission()
