@@ -23,6 +23,7 @@ from measure import Result, Row, arguments
 from turns import Answer, Child, started, take_turns
 
 BF16, MEMORY, MLX_LM = "ours bf16", "memory reads", "mlx-lm"
+IN_BF16 = "ours 4-bit in bf16"  # 4-bit weights, activations of the model's first type
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def compare(what: str, speeds: dict[str, list[float]], target: float, of_mlx_lm:
 def bandwidth(answers: dict[str, list[Answer]], speeds: dict[str, list[float]]) -> list[Row]:
     reads = [run["bytes_per_second"] / 1e9 for run in answers[MEMORY]]
     rows = []
-    for name, what, target in (("ours", "4-bit", 0.6), (BF16, "bf16", 0.8)):
+    for name, what, target in (
+        ("ours", "4-bit in float16", 0.6),
+        (IN_BF16, "4-bit in bf16", 0.6),
+        (BF16, "bf16", 0.8),
+    ):
         size = answers[name][0]["weight_bytes"] / 1e9
         rates = [size * speed for speed in speeds[name]]
         row = Row(f"decode bandwidth, {what}", "GB/s", rates, MEMORY, reads, target=target)
@@ -105,7 +110,7 @@ def fill(result: Result, children: dict[str, Child], lengths: list[Lengths]) -> 
     result.rows += compare("decode, batch 1, 4-bit", speeds, 1, 8)
     result.rows += bandwidth(answers, speeds)
 
-    names = [name for name in children if name not in (BF16, MEMORY)]
+    names = [name for name in children if name not in (BF16, IN_BF16, MEMORY)]
     answers = measure(children, names, prefill, prefill_mlx_lm)
     speeds = {
         name: [(prefill_mlx_lm if name == MLX_LM else prefill).prompt / run["prefill"] for run in a]
@@ -125,6 +130,7 @@ def main() -> int:
         peers.ours(model),
         *peers.llama_cpp(gguf),
         peers.mlx_lm(model),
+        peers.ours(model, IN_BF16, "bfloat16"),
         peers.ours(plain, BF16),
         peers.memory_reads(),
     ]
