@@ -20,16 +20,16 @@ BUILT_ON: dict[str, tuple[str, ...]] = {
     "files": ("common",),
     "config": ("files",),
     "platform": ("config",),
-    "weights": ("platform",),
-    "kernels": ("platform",),
     "interop": ("platform",),
+    "weights": ("interop",),
+    "kernels": ("platform",),
     "cache": ("kernels",),
     "attention": ("cache",),
     "layers": ("attention", "weights"),
     "models": ("layers",),
     "sampling": ("config",),
     "runner": ("models", "sampling"),
-    "bindings": ("runner", "interop"),
+    "bindings": ("runner",),
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)

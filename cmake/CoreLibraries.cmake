@@ -47,7 +47,8 @@ core_library(common MLX)
 core_library(files LINK common)  # formats of model files, without MLX so that sanitizers see all of it
 core_library(config LINK files)
 core_library(platform MLX LINK config)
-core_library(weights MLX LINK platform)
+core_library(interop MLX LINK platform)
+core_library(weights MLX LINK interop)
 core_library(kernels MLX LINK platform SOURCES ${VLLM_METAL_KERNEL_SOURCES})
 core_library(cache MLX LINK kernels)
 

@@ -12,7 +12,7 @@
 #include "common/mlx_buffer.h"
 #include "models/registry.h"
 #include "runner/model_runner.h"
-#include "weights/weight_store.h"
+#include "tensors.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,7 +21,8 @@ namespace vllm_metal {
 
 namespace {
 
-using PythonProgress = std::function<void(uint64_t, uint64_t)>;
+using PythonProgress = std::optional<std::function<void(uint64_t, uint64_t)>>;
+using PythonReader = std::optional<nb::typed<nb::callable, nb::dict(std::string)>>;
 using NewRequestTuple = std::tuple<std::string, std::vector<int32_t>, int32_t, SamplingParams>;
 using UpdateTuple = std::tuple<std::string, std::vector<int32_t>>;
 using ScheduledTuple = std::tuple<std::string, int32_t, int32_t>;
@@ -30,18 +31,35 @@ using Requests = std::vector<NewRequestTuple>;
 using Updates = std::vector<UpdateTuple>;
 using Scheduled = std::vector<ScheduledTuple>;
 
-// `progress` has to outlive it.
-LoadProgress load_progress(const std::optional<PythonProgress>& progress) {
-  if (!progress) return {};
-  return [&progress](uint64_t done, uint64_t total) {
-    nb::gil_scoped_acquire gil;
-    (*progress)(done, total);
-  };
+// Both arguments have to outlive it.
+LoadCallbacks load_callbacks(const PythonProgress& progress, const PythonReader& reader) {
+  LoadCallbacks callbacks;
+  if (progress)
+    callbacks.progress = [&progress](uint64_t done, uint64_t total) {
+      nb::gil_scoped_acquire gil;
+      (*progress)(done, total);
+    };
+  if (reader)
+    callbacks.read_pickle = [&reader](const std::filesystem::path& path) {
+      return read_pickle(*reader, path);
+    };
+  return callbacks;
+}
+
+void check_weight_files(const std::string& model_dir, const PythonReader& reader) {
+  nb::gil_scoped_release release;
+  const WeightStore store(model_dir, load_callbacks({}, reader));
+}
+
+void load_weights(ModelRunner& runner, const PythonProgress& progress, const PythonReader& reader) {
+  nb::gil_scoped_release release;
+  runner.load_weights(load_callbacks(progress, reader));
 }
 
 void init_runner(ModelRunner* self, const std::string& model_dir, const std::string& config_json,
-                 const std::string& dtype, const std::optional<PythonProgress>& progress,
-                 const std::string& logprobs_mode, std::vector<int32_t> reasoning_start_token_ids,
+                 const std::string& dtype, const PythonProgress& progress,
+                 const PythonReader& reader, const std::string& logprobs_mode,
+                 std::vector<int32_t> reasoning_start_token_ids,
                  std::vector<int32_t> reasoning_end_token_ids,
                  std::vector<int32_t> natural_reasoning_end_token_ids) {
   ModelRunnerOptions options{
@@ -52,7 +70,7 @@ void init_runner(ModelRunner* self, const std::string& model_dir, const std::str
                   .reasoning_start_token_ids = std::move(reasoning_start_token_ids),
                   .reasoning_end_token_ids = std::move(reasoning_end_token_ids),
                   .natural_reasoning_end_token_ids = std::move(natural_reasoning_end_token_ids)}};
-  options.progress = load_progress(progress);
+  options.callbacks = load_callbacks(progress, reader);
   nb::gil_scoped_release release;
   new (self) ModelRunner(std::move(options));
 }
@@ -150,30 +168,21 @@ nb::list prompt_logprobs_list(const StepOutput& output) {
   return prompts;
 }
 
-// A view of memory that MLX allocated; it lives as long as the view.
-nb::object view_of(const mx::array& rows) {
-  auto* kept = new mx::array(rows);
-  nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<mx::array*>(array); });
-  const size_t shape[] = {static_cast<size_t>(rows.shape(0)), static_cast<size_t>(rows.shape(1))};
-  return nb::cast(nb::ndarray<nb::numpy, float>(kept->data<float>(), 2, shape, owner));
-}
-
 nb::object logits(ModelRunner& runner) {
-  std::optional<mx::array> rows;
-  {
+  const mx::array rows = [&] {
     nb::gil_scoped_release release;
-    rows = runner.logits();
-  }
-  return view_of(*rows);
+    return runner.logits();
+  }();
+  return to_python(rows);
 }
 
 nb::object last_logits(ModelRunner& runner) {
-  std::optional<mx::array> rows;
-  {
+  const std::optional<mx::array> rows = [&] {
     nb::gil_scoped_release release;
-    rows = runner.last_logits();
-  }
-  return rows ? view_of(*rows) : nb::none();
+    return runner.last_logits();
+  }();
+  if (!rows) return nb::none();
+  return nb::module_::import_("numpy").attr("asarray")(to_python(*rows));
 }
 
 void bind_step_output(nb::module_& module) {
@@ -204,22 +213,21 @@ void bind_runner(nb::module_& module) {
   module.def("supported_architectures", &supported_architectures,
              "Names that config.json may have in `architectures`.");
   module.def(
-      "check_weight_files",
-      [](const std::string& model_dir) {
-        nb::gil_scoped_release release;
-        const WeightStore store(model_dir);
-      },
-      "model_dir"_a,
+      "check_weight_files", &check_weight_files, "model_dir"_a, nb::kw_only(),
+      "read_pickle"_a = nb::none(),
       "Read the headers of a model's weight files, none of its tensors. ValueError names the file "
       "and what is wrong with it; RuntimeError when one cannot be read.");
   nb::class_<ModelRunner>(module, "ModelRunner", "A loaded model and its live requests.")
       .def("__init__", &init_runner, "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
-           "progress"_a = nb::none(), "logprobs_mode"_a = "raw_logprobs",
+           "progress"_a = nb::none(), "read_pickle"_a = nb::none(),
+           "logprobs_mode"_a = "raw_logprobs",
            "reasoning_start_token_ids"_a = std::vector<int32_t>(),
            "reasoning_end_token_ids"_a = std::vector<int32_t>(),
            "natural_reasoning_end_token_ids"_a = std::vector<int32_t>(),
            "Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) "
-           "is called while reading. The reasoning ids mark what a thinking_token_budget limits.")
+           "is called while reading. read_pickle(path) returns the tensors by name of a file that "
+           "torch.save wrote; without it such files are refused. The reasoning ids mark what a "
+           "thinking_token_budget limits.")
       .def_prop_ro("num_layers",
                    [](const ModelRunner& self) { return self.kv_cache_spec().num_layers; })
       .def_prop_ro("num_kv_heads",
@@ -244,14 +252,9 @@ void bind_runner(nb::module_& module) {
            "Set how many tokens live requests may keep, in blocks of block_size.")
       .def("unload_weights", &ModelRunner::unload_weights, nb::call_guard<nb::gil_scoped_release>(),
            "Free the weights; every step fails until load_weights.")
-      .def(
-          "load_weights",
-          [](ModelRunner& runner, const std::optional<PythonProgress>& progress) {
-            nb::gil_scoped_release release;
-            runner.load_weights(load_progress(progress));
-          },
-          "progress"_a = nb::none(),
-          "Load them again from their files; raises what the constructor raises.")
+      .def("load_weights", &load_weights, "progress"_a = nb::none(), nb::kw_only(),
+           "read_pickle"_a = nb::none(),
+           "Load them again from their files; raises what the constructor raises.")
       .def("discard_kv_cache", &ModelRunner::discard_kv_cache,
            nb::call_guard<nb::gil_scoped_release>(),
            "Free the KV cache's memory; live requests must be preempted or end.")
@@ -275,9 +278,10 @@ void bind_runner(nb::module_& module) {
            nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),
            "new_requests"_a = Requests(), "sessions"_a = Requests(), "updates"_a = Updates(),
            "scheduled"_a = Scheduled(), "Launch a step, draw, and wait for its output.")
-      .def("logits", &logits,
-           "Wait for the logits that the launched step draws from: a view of MLX's memory, "
-           "float32 [n, vocab_size], one row for each of sampled_indices.")
+      .def(
+          "logits", &logits,
+          "Wait for the logits that the launched step draws from: MLX's memory, read-only, through "
+          "DLPack; float32 [n, vocab_size], one row for each of sampled_indices.")
       .def_prop_ro("sampled_indices", &ModelRunner::sampled_indices,
                    "Indexes of the scheduled requests that the launched step draws tokens of.");
   module.def(

@@ -9,6 +9,7 @@ NB_MODULE(_core, module) {
   module.attr("mlx_version") = mx::version();
   vllm_metal::bind_platform(module);
   vllm_metal::bind_files(module);
+  vllm_metal::bind_interop(module);
   vllm_metal::bind_sampling(module);
   vllm_metal::bind_runner(module);
 }

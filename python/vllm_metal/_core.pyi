@@ -65,6 +65,12 @@ def plan_memory(*, total: int, available: int, working_set: int, model: int, act
 def capture_metal(path: str | None) -> None:
     """Record the GPU's work into a .gputrace, or with None stop. Metal only."""
 
+def memory_pressure() -> str:
+    """How short of memory the system is: "normal", "warning" or "critical"."""
+
+def return_unused_memory() -> None:
+    """Give back to the system what is kept for reuse."""
+
 def apply_memory_limits(plan: MemoryPlan) -> None:
     """Set MLX's limits."""
 
@@ -107,6 +113,11 @@ class GgufImport:
         """
 
 GGML_GROUP_SIZE: int = 32
+
+def to_mlx(tensor: object) -> object:
+    """
+    Hand a tensor to MLX: any object in host memory that speaks DLPack. MLX adopts the memory where it can (Metal, contiguous, whole pages) and else copies it once. Returns what MLX holds, which speaks DLPack, read-only. ValueError names a dtype or device that is not supported.
+    """
 
 class SamplingParams:
     """How one request's tokens are drawn."""
@@ -257,7 +268,7 @@ class PendingOutput:
 def supported_architectures() -> list[str]:
     """Names that config.json may have in `architectures`."""
 
-def check_weight_files(model_dir: str) -> None:
+def check_weight_files(model_dir: str, *, read_pickle: Callable[[str], dict] | None = None) -> None:
     """
     Read the headers of a model's weight files, none of its tensors. ValueError names the file and what is wrong with it; RuntimeError when one cannot be read.
     """
@@ -265,9 +276,9 @@ def check_weight_files(model_dir: str) -> None:
 class ModelRunner:
     """A loaded model and its live requests."""
 
-    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None, logprobs_mode: str = 'raw_logprobs', reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
+    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None, read_pickle: Callable[[str], dict] | None = None, logprobs_mode: str = 'raw_logprobs', reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
         """
-        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading. The reasoning ids mark what a thinking_token_budget limits.
+        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading. read_pickle(path) returns the tensors by name of a file that torch.save wrote; without it such files are refused. The reasoning ids mark what a thinking_token_budget limits.
         """
 
     @property
@@ -313,7 +324,7 @@ class ModelRunner:
     def unload_weights(self) -> None:
         """Free the weights; every step fails until load_weights."""
 
-    def load_weights(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def load_weights(self, progress: Callable[[int, int], None] | None = None, *, read_pickle: Callable[[str], dict] | None = None) -> None:
         """Load them again from their files; raises what the constructor raises."""
 
     def discard_kv_cache(self) -> None:
@@ -338,7 +349,7 @@ class ModelRunner:
 
     def logits(self) -> object:
         """
-        Wait for the logits that the launched step draws from: a view of MLX's memory, float32 [n, vocab_size], one row for each of sampled_indices.
+        Wait for the logits that the launched step draws from: MLX's memory, read-only, through DLPack; float32 [n, vocab_size], one row for each of sampled_indices.
         """
 
     @property

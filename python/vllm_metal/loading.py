@@ -33,9 +33,10 @@ def resolve_model_directory(model_config: "ModelConfig", load_config: "LoadConfi
 def check_weight_files(model_config: "ModelConfig") -> None:
     """Refuse the bad files of a local model before vLLM starts the engine's process."""
     from vllm_metal import _core
+    from vllm_metal.pytorch_weights import read_pickle
 
     if Path(model_config.model).is_dir():
-        _core.check_weight_files(str(model_config.model))
+        _core.check_weight_files(str(model_config.model), read_pickle=read_pickle)
 
 
 def config_json(model_config: "ModelConfig") -> str:

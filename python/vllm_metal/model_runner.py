@@ -20,8 +20,9 @@ from vllm_metal import _core, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
+from vllm_metal.pytorch_weights import read_pickle
 from vllm_metal.step_trace import LaunchedStep, StepTrace
-from vllm_metal.torch_bridge import TorchBridge, TorchDraw
+from vllm_metal.torch_draw import TorchDraw, TorchDrawing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,7 @@ class MetalModelRunner:
             config_json(model_config),
             str(self._dtype).removeprefix("torch."),
             progress=LoadProgress(),
+            read_pickle=read_pickle,
             logprobs_mode=model_config.logprobs_mode,
             **reasoning_arguments(vllm_config.reasoning_config),
         )
@@ -59,7 +61,7 @@ class MetalModelRunner:
             directory,
             time.perf_counter() - start,
         )
-        self._torch_bridge = TorchBridge.create(vllm_config)
+        self._torch_drawing = TorchDrawing.create(vllm_config)
         self._max_model_len: int = model_config.max_model_len
         self._scheduler_config = vllm_config.scheduler_config
         self._scheduled_ids: list[str] = []
@@ -128,12 +130,12 @@ class MetalModelRunner:
 
     def load_weights(self) -> None:
         """Load freed weights again from their files; raises what loading raised at the start."""
-        self._core.load_weights(LoadProgress())
+        self._core.load_weights(LoadProgress(), read_pickle=read_pickle)
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> ModelRunnerOutput | None:
         """Launch a step. None tells vLLM to have its tokens drawn with `sample_tokens`."""
-        if self._torch_bridge is not None:
-            self._torch_bridge.note(scheduler_output)
+        if self._torch_drawing is not None:
+            self._torch_drawing.note(scheduler_output)
         begin = time.perf_counter()
         self._core.launch(**step_arguments(scheduler_output))
         self._scheduled_ids = list(scheduler_output.num_scheduled_tokens)
@@ -150,8 +152,8 @@ class MetalModelRunner:
     ) -> "ModelRunnerOutput | PendingStep":
         """Have the launched step's tokens drawn; its output waits for them only when asked."""
         torch_draw = TorchDraw()
-        if self._torch_bridge is not None:
-            torch_draw = self._torch_bridge.draw(self._core, self._scheduled_ids, grammar_output)
+        if self._torch_drawing is not None:
+            torch_draw = self._torch_drawing.draw(self._core, self._scheduled_ids, grammar_output)
         pending = self._core.draw(**self._grammar_arguments(grammar_output), given=torch_draw.given)
         trace = partial(self._trace.add, self._launched) if self._trace else None
         step = PendingStep(self._scheduled_ids, pending, torch_draw, trace)

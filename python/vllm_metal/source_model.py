@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vllm_metal.affine_quantization import listed
 from vllm_metal.model_directory import MANIFEST
-from vllm_metal.safetensors_shards import INDEX, WEIGHTS
+from vllm_metal.safetensors_shards import WEIGHTS
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 _CONFIG = "config.json"
+_PICKLE = ".bin"
 # Weights of other formats, which would be the model once more.
 _NOT_COPIED = (".safetensors", ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 
@@ -62,17 +63,25 @@ class SourceModel:
         """The format that the weights' metadata tells, "pt" or "mlx"."""
         import mlx.core as mx
 
+        if self.weight_files[0].suffix == _PICKLE:
+            return "pt"
         _, metadata = cast(
             "tuple[Any, Any]", mx.load(str(self.weight_files[0]), return_metadata=True)
         )
         return metadata.get("format")
 
     def tensors(self) -> dict[str, "mx.array"]:
-        """Return all tensors by name; each is read when something is computed with it."""
+        """Return all tensors by name; each is read when something is computed with it.
+
+        Those of pytorch_model.bin are read now: MLX reads no such files by itself.
+        """
         import mlx.core as mx
 
         tensors: dict[str, mx.array] = {}
         for file in self.weight_files:
+            if file.suffix == _PICKLE:
+                tensors |= _read_pickle(file)
+                continue
             try:
                 tensors |= cast("dict[str, mx.array]", mx.load(str(file)))
             except RuntimeError as error:  # a data type that MLX lacks
@@ -129,15 +138,32 @@ def _check_links(directory: Path) -> None:
 def _weight_files(directory: Path) -> list[Path]:
     """Return the files that hold the weights, after a check of their headers and names."""
     from vllm_metal import _core
+    from vllm_metal.pytorch_weights import WEIGHTS as PYTORCH_WEIGHTS
+    from vllm_metal.pytorch_weights import read_pickle
 
-    _core.check_weight_files(str(directory))
-    if not (directory / INDEX).exists():
-        return [directory / WEIGHTS]
-    index = json.loads((directory / INDEX).read_text("utf-8"))
+    _core.check_weight_files(str(directory), read_pickle=read_pickle)
+    single = directory / WEIGHTS
+    if not any(path.exists() for path in (single, _index_of(single))):
+        single = directory / PYTORCH_WEIGHTS
+    if not _index_of(single).exists():
+        return [single]
+    index = json.loads(_index_of(single).read_text("utf-8"))
     names = sorted(set(index["weight_map"].values()))
     if not names:
-        raise ValueError(f"[convert] {directory / INDEX} names no tensor.")
+        raise ValueError(f"[convert] {_index_of(single)} names no tensor.")
     return [directory / name for name in names]
+
+
+def _index_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.index.json")
+
+
+def _read_pickle(file: Path) -> dict[str, "mx.array"]:
+    import mlx.core as mx
+
+    from vllm_metal.pytorch_weights import read_pickle
+
+    return {name: mx.array(tensor) for name, tensor in read_pickle(file).items()}
 
 
 def _other_files(directory: Path) -> list[Path]:

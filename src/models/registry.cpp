@@ -34,13 +34,13 @@ std::vector<std::string> supported_architectures() {
 }
 
 std::unique_ptr<Model> load_model(const std::filesystem::path& dir, const ModelConfig& config,
-                                  mx::Dtype dtype, LoadProgress progress) {
+                                  mx::Dtype dtype, LoadCallbacks callbacks) {
   const auto found = factories().find(config.architecture);
   if (found == factories().end())
     throw std::invalid_argument(text("[models] architecture '", config.architecture,
                                      "' is not supported; supported are ",
                                      join(supported_architectures()), "."));
-  WeightStore weights(dir, std::move(progress));
+  WeightStore weights(dir, std::move(callbacks));
   LoadContext load{weights, config.quantization, dtype};
   auto model = found->second(config, load);
   weights.expect_empty();

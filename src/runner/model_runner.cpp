@@ -64,7 +64,7 @@ void log_step(size_t num_requests, size_t num_tokens, size_t num_sampled,
 ModelRunner::ModelRunner(ModelRunnerOptions options)
     : config_(ModelConfig::from_json(std::move(options.config))),
       sampler_config_(with_vocab_size(std::move(options.sampler), config_.vocab_size)),
-      executor_(options.model_dir, config_, options.dtype, std::move(options.progress)),
+      executor_(options.model_dir, config_, options.dtype, std::move(options.callbacks)),
       batch_(*sampler_config_) {}
 
 size_t ModelRunner::measure_activations(int num_tokens, int num_requests) {

@@ -19,7 +19,7 @@ struct ModelRunnerOptions {
   std::filesystem::path model_dir;
   Json config;  // of the model; config.json, or what vLLM made of it
   mx::Dtype dtype = mx::float16;
-  LoadProgress progress = {};
+  LoadCallbacks callbacks = {};
   SamplerConfig sampler = {};  // its vocab_size is the model's
 };
 
@@ -62,7 +62,7 @@ class ModelRunner {
   // Frees the weights, or loads them again from their files (throws as load_model does); between
   // the two every step fails.
   void unload_weights();
-  void load_weights(LoadProgress progress = {}) { executor_.load_weights(std::move(progress)); }
+  void load_weights(LoadCallbacks callbacks = {}) { executor_.load_weights(std::move(callbacks)); }
   // Frees the memory of the KV cache. The requests that live then have to be preempted, or end.
   void discard_kv_cache();
 

@@ -30,16 +30,16 @@ void wait_for_streams() {
 }  // namespace
 
 StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
-                           mx::Dtype dtype, LoadProgress progress)
+                           mx::Dtype dtype, LoadCallbacks callbacks)
     : model_dir_(model_dir), config_(config), dtype_(dtype) {
-  load_weights(std::move(progress));
+  load_weights(std::move(callbacks));
 }
 
-void StepExecutor::load_weights(LoadProgress progress) {
+void StepExecutor::load_weights(LoadCallbacks callbacks) {
   thread_.run([&] {
     if (model_ != nullptr) return;
     const size_t before = memory_use().active;
-    model_ = load_model(model_dir_, config_, dtype_, std::move(progress));
+    model_ = load_model(model_dir_, config_, dtype_, std::move(callbacks));
     weight_bytes_ = memory_use().active - before;
     kv_cache_spec_ = model_->kv_cache_spec();
   });

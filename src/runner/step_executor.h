@@ -27,12 +27,12 @@ class StepExecutor {
 
   // Loads the model onto MLX's default device. Throws as load_model does.
   StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config, mx::Dtype dtype,
-               LoadProgress progress);
+               LoadCallbacks callbacks);
   ~StepExecutor();  // waits for what was launched
 
   // Frees the weights, or loads them again from their files; between the two every step fails.
   void unload_weights();
-  void load_weights(LoadProgress progress);
+  void load_weights(LoadCallbacks callbacks);
   // Frees the memory of the KV cache. The requests that live then have to be computed anew.
   void discard_kv_cache();
 

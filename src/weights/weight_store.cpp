@@ -7,16 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <limits>
-#include <set>
-#include <sstream>
 #include <stdexcept>
 #include <utility>
 
 #include "common/mlx_buffer.h"
 #include "common/text.h"
-#include "files/json.h"
 #include "files/safetensors.h"
 
 namespace vllm_metal {
@@ -28,36 +24,27 @@ namespace fs = std::filesystem;
 // Small enough to show progress, large enough for the disk.
 constexpr uint64_t kReadChunk = uint64_t{16} << 20;
 
+constexpr std::pair<StoredDtype, mx::Dtype> kDtypes[] = {
+    {StoredDtype::kBool, mx::bool_},    {StoredDtype::kU8, mx::uint8},
+    {StoredDtype::kI8, mx::int8},       {StoredDtype::kU16, mx::uint16},
+    {StoredDtype::kI16, mx::int16},     {StoredDtype::kF16, mx::float16},
+    {StoredDtype::kBF16, mx::bfloat16}, {StoredDtype::kU32, mx::uint32},
+    {StoredDtype::kI32, mx::int32},     {StoredDtype::kF32, mx::float32},
+    {StoredDtype::kU64, mx::uint64},    {StoredDtype::kI64, mx::int64},
+    {StoredDtype::kF64, mx::float64},
+};
+
 mx::Dtype mlx_dtype(StoredDtype dtype) {
-  switch (dtype) {
-    case StoredDtype::kBool:
-      return mx::bool_;
-    case StoredDtype::kU8:
-      return mx::uint8;
-    case StoredDtype::kI8:
-      return mx::int8;
-    case StoredDtype::kU16:
-      return mx::uint16;
-    case StoredDtype::kI16:
-      return mx::int16;
-    case StoredDtype::kF16:
-      return mx::float16;
-    case StoredDtype::kBF16:
-      return mx::bfloat16;
-    case StoredDtype::kU32:
-      return mx::uint32;
-    case StoredDtype::kI32:
-      return mx::int32;
-    case StoredDtype::kF32:
-      return mx::float32;
-    case StoredDtype::kU64:
-      return mx::uint64;
-    case StoredDtype::kI64:
-      return mx::int64;
-    case StoredDtype::kF64:
-      return mx::float64;
-  }
+  for (const auto& [stored, mlx] : kDtypes)
+    if (stored == dtype) return mlx;
   throw std::invalid_argument("[weights] unknown dtype.");
+}
+
+StoredDtype stored_dtype(mx::Dtype dtype) {
+  for (const auto& [stored, mlx] : kDtypes)
+    if (mlx == dtype) return stored;
+  throw std::invalid_argument(
+      text("dtype must be one that safetensors files have but is ", name_of(dtype), "."));
 }
 
 mx::Shape mlx_shape(const std::vector<int64_t>& shape, const std::string& name) {
@@ -73,20 +60,13 @@ mx::Shape mlx_shape(const std::vector<int64_t>& shape, const std::string& name) 
 
 std::string shape_text(const std::vector<int64_t>& shape) { return "[" + join(shape) + "]"; }
 
-std::string read_small_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream content;
-  if (!file || !(content << file.rdbuf()))
-    throw std::runtime_error(text("[weights] cannot read ", path.string(), "."));
-  return content.str();
-}
-
 }  // namespace
 
-// An open file, closed at the end.
+// A file, opened if it is read here and closed at the end.
 struct WeightStore::File {
-  explicit File(fs::path path_)
-      : path(std::move(path_)), descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit File(fs::path path_) : path(std::move(path_)), descriptor(-1) {}
+  void open() {
+    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (descriptor < 0)
       throw std::runtime_error(
           text("[weights] cannot open ", path.string(), ": ", std::strerror(errno), "."));
@@ -101,61 +81,64 @@ struct WeightStore::File {
   int descriptor;
 };
 
-WeightStore::WeightStore(const fs::path& dir, LoadProgress progress)
-    : dir_(dir), progress_(std::move(progress)) {
-  const fs::path single = dir / "model.safetensors", index = dir / "model.safetensors.index.json";
-  if (fs::exists(index)) {
-    open_shards(dir, index);
-  } else if (fs::exists(single)) {
-    open_file(single);
-  } else {
-    throw std::invalid_argument(
-        text("[weights] ", dir.string(),
-             " has neither model.safetensors nor model.safetensors.index.json."));
+WeightStore::WeightStore(const fs::path& dir, LoadCallbacks callbacks)
+    : dir_(dir), callbacks_(std::move(callbacks)) {
+  const WeightFiles files = find_weight_files(dir);
+  for (const fs::path& path : files.paths) {
+    if (files.format == WeightFiles::Format::kSafetensors) {
+      open_safetensors(path);
+    } else {
+      open_pickle(path);
+    }
   }
+  check_index(files);
 }
 
 WeightStore::~WeightStore() = default;
 
-void WeightStore::open_file(const fs::path& path) {
+void WeightStore::open_safetensors(const fs::path& path) {
   SafetensorsHeader header = read_safetensors_header(path);
+  files_.emplace_back(path).open();
+  for (auto& info : header.tensors) add(std::move(info), std::nullopt);
+}
+
+void WeightStore::open_pickle(const fs::path& path) {
+  if (!callbacks_.read_pickle)
+    throw std::invalid_argument(text("[weights] ", path.string(), " needs torch to be read, which ",
+                                     "is not here; convert it to safetensors."));
+  if (!fs::exists(path))
+    throw std::runtime_error(text("[weights] cannot open ", path.string(), ": it is not there."));
   files_.emplace_back(path);
-  for (auto& info : header.tensors) {
-    total_bytes_ += info.nbytes;
-    std::string name = info.name;
-    auto [position, inserted] =
-        tensors_.try_emplace(name, Entry{std::move(info), files_.size() - 1});
-    if (!inserted)
-      throw std::invalid_argument(text("[weights] tensor ", name, " is in ",
-                                       files_[position->second.file].path.string(),
-                                       " and again in ", path.string(), "."));
+  for (auto& [name, view] : callbacks_.read_pickle(path)) {
+    TensorInfo info{.name = name, .shape = view.shape};
+    try {
+      info.dtype = stored_dtype(view.dtype);
+      info.nbytes = checked_nbytes(info.shape, info.dtype);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(
+          text("[weights] tensor ", name, " in ", path.string(), ": ", error.what()));
+    }
+    add(std::move(info), std::move(view));
   }
 }
 
-void WeightStore::open_shards(const fs::path& dir, const fs::path& index) {
-  std::map<std::string, std::string> shard_of;
-  std::set<std::string> shards;
-  try {
-    const Json json = Json::parse(read_small_file(index));
-    for (const auto& [name, file] : json.at("weight_map").as_object()) {
-      shard_of.emplace(name, file.as_string());
-      shards.insert(file.as_string());
-    }
-  } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(text("[weights] ", index.string(), ": ", error.what()));
-  }
-  for (const auto& shard : shards) {
-    // A shard is a file of this folder: the index is not trusted with paths.
-    if (shard.empty() || shard == "." || shard == ".." || shard.find('/') != std::string::npos)
-      throw std::invalid_argument(text("[weights] ", index.string(), ": '", shard,
-                                       "' is not the name of a file beside it."));
-    open_file(dir / shard);
-  }
-  for (const auto& [name, shard] : shard_of) {
+void WeightStore::add(TensorInfo info, std::optional<TensorView> view) {
+  total_bytes_ += info.nbytes;
+  const std::string name = info.name;
+  const auto [position, inserted] =
+      tensors_.try_emplace(name, Entry{std::move(info), files_.size() - 1, std::move(view)});
+  if (!inserted)
+    throw std::invalid_argument(text("[weights] tensor ", name, " is in ",
+                                     files_[position->second.file].path.string(), " and again in ",
+                                     files_.back().path.string(), "."));
+}
+
+void WeightStore::check_index(const WeightFiles& files) const {
+  for (const auto& [name, path] : files.places) {
     auto found = tensors_.find(name);
-    if (found == tensors_.end() || files_[found->second.file].path.filename() != shard)
-      throw std::invalid_argument(text("[weights] ", index.string(), " places tensor ", name,
-                                       " in ", shard, ", which lacks it."));
+    if (found == tensors_.end() || files_[found->second.file].path != path)
+      throw std::invalid_argument(text("[weights] ", files.index.string(), " places tensor ", name,
+                                       " in ", path.filename().string(), ", which lacks it."));
   }
 }
 
@@ -179,7 +162,19 @@ void WeightStore::check_shape(const Entry& entry, const std::vector<int64_t>& ex
         " must have shape ", shape_text(expected), " but has ", shape_text(entry.info.shape), "."));
 }
 
-void WeightStore::read_into(const Entry& entry, std::byte* destination) {
+void WeightStore::report(uint64_t bytes) {
+  done_bytes_ += bytes;
+  if (callbacks_.progress) callbacks_.progress(done_bytes_, total_bytes_);
+}
+
+void WeightStore::read_into(const std::string& name, std::byte* destination) {
+  // Out of the map first: a tensor that lies in memory is let go of when it is copied.
+  const Entry entry = std::move(tensors_.extract(name).mapped());
+  if (entry.view) {
+    copy_row_major(*entry.view, destination);
+    report(entry.info.nbytes);
+    return;
+  }
   const File& file = files_[entry.file];
   for (uint64_t done = 0; done < entry.info.nbytes;) {
     const auto wanted = static_cast<size_t>(std::min(kReadChunk, entry.info.nbytes - done));
@@ -191,15 +186,17 @@ void WeightStore::read_into(const Entry& entry, std::byte* destination) {
           text("[weights] reading tensor ", entry.info.name, " from ", file.path.string(),
                " failed: ", got < 0 ? std::strerror(errno) : "the file became shorter", "."));
     done += static_cast<uint64_t>(got);
-    done_bytes_ += static_cast<uint64_t>(got);
-    if (progress_) progress_(done_bytes_, total_bytes_);
+    report(static_cast<uint64_t>(got));
   }
 }
 
 mx::array WeightStore::finish(mx::array array, std::optional<mx::Dtype> dtype) {
   const bool is_floating = mx::issubdtype(array.dtype(), mx::floating);
   if (!dtype || !is_floating || array.dtype() == *dtype) return array;
-  mx::array converted = mx::astype(array, *dtype);
+  // MLX has float64 on the CPU only.
+  const mx::Device device =
+      array.dtype() == mx::float64 ? mx::Device(mx::Device::cpu) : mx::default_device();
+  mx::array converted = mx::astype(array, *dtype, device);
   converted.eval();
   converted.detach();
   return converted;
@@ -210,8 +207,7 @@ mx::array WeightStore::take(const std::string& name, const std::vector<int64_t>&
   const Entry& tensor = entry(name);
   check_shape(tensor, shape);
   mx::array array = uninitialized(mlx_shape(shape, name), mlx_dtype(tensor.info.dtype));
-  read_into(tensor, array.data<std::byte>());
-  tensors_.erase(name);
+  read_into(name, array.data<std::byte>());
   return finish(std::move(array), dtype);
 }
 
@@ -232,10 +228,9 @@ mx::array WeightStore::take_fused(std::span<const std::string> names, std::span<
       uninitialized(mlx_shape({total_rows, columns}, names.front()), mlx_dtype(stored));
   std::byte* destination = array.data<std::byte>();
   for (const auto& name : names) {
-    const Entry& tensor = entry(name);
-    read_into(tensor, destination);
-    destination += tensor.info.nbytes;
-    tensors_.erase(name);
+    const uint64_t nbytes = entry(name).info.nbytes;
+    read_into(name, destination);
+    destination += nbytes;
   }
   return finish(std::move(array), dtype);
 }

@@ -12,11 +12,25 @@
 
 #include "common/mlx.h"
 #include "files/tensor_info.h"
+#include "interop/dlpack.h"
+#include "weights/weight_files.h"
 
 namespace vllm_metal {
 
-// Called while weights are read with the bytes read so far and those of all files.
-using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
+// A tensor of a file that somebody else reads.
+struct NamedTensor {
+  std::string name;
+  TensorView view;
+};
+
+// What loading tells its caller and asks of it. Called on the thread that loads.
+struct LoadCallbacks {
+  // Told, while weights are read, the bytes read so far and those of all files.
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress = {};
+  // Reads a file that torch.save wrote, best without its data, which is mapped and read when it is
+  // taken. Throws what is wrong, naming the file.
+  std::function<std::vector<NamedTensor>(const std::filesystem::path& path)> read_pickle = {};
+};
 
 // The tensors of a model's files by name. Each is read from disk straight into the memory in
 // which it stays, when it is taken; several can be taken as one, rows below rows, so that
@@ -26,8 +40,8 @@ using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_byte
 // std::runtime_error when they cannot be read.
 class WeightStore {
  public:
-  // `dir` holds model.safetensors, or the shards that model.safetensors.index.json names.
-  explicit WeightStore(const std::filesystem::path& dir, LoadProgress progress = {});
+  // `dir` holds the files that find_weight_files finds. Those of torch.save need `read_pickle`.
+  explicit WeightStore(const std::filesystem::path& dir, LoadCallbacks callbacks = {});
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -56,18 +70,23 @@ class WeightStore {
   struct Entry {
     TensorInfo info;
     size_t file;
+    std::optional<TensorView> view;  // where it lies, if not at the file's offset
   };
   struct File;
 
-  void open_file(const std::filesystem::path& path);
-  void open_shards(const std::filesystem::path& dir, const std::filesystem::path& index);
+  void open_safetensors(const std::filesystem::path& path);
+  void open_pickle(const std::filesystem::path& path);
+  void add(TensorInfo info, std::optional<TensorView> view);  // of the last file
+  void check_index(const WeightFiles& files) const;
   const Entry& entry(const std::string& name) const;
   void check_shape(const Entry& entry, const std::vector<int64_t>& expected) const;
-  void read_into(const Entry& entry, std::byte* destination);
+  // The tensor's bytes, after which its entry is gone.
+  void read_into(const std::string& name, std::byte* destination);
+  void report(uint64_t bytes);
   mx::array finish(mx::array array, std::optional<mx::Dtype> dtype);
 
   std::filesystem::path dir_;
-  LoadProgress progress_;
+  LoadCallbacks callbacks_;
   std::vector<File> files_;
   std::map<std::string, Entry> tensors_;
   uint64_t total_bytes_ = 0;

@@ -126,7 +126,7 @@ def memory_stats():
     return {"active": 5 << 20, "peak": 6 << 20, "cache": 0}
 
 
-def check_weight_files(model_dir):
+def check_weight_files(model_dir, *, read_pickle=None):
     if not any(Path(model_dir).glob("*.safetensors")):
         raise ValueError(f"[weights] {model_dir} holds no safetensors.")
 
@@ -203,7 +203,9 @@ class ModelRunner:
     vocab_size = VOCAB_SIZE
     weight_bytes = 1 << 20
 
-    def __init__(self, model_dir, config_json, dtype, *, progress=None, **sampler):
+    def __init__(
+        self, model_dir, config_json, dtype, *, progress=None, read_pickle=None, **sampler
+    ):
         self.model_dir, self.config_json, self.dtype = model_dir, config_json, dtype
         self.sampler = sampler
         self.requests = {}
@@ -223,7 +225,7 @@ class ModelRunner:
     def unload_weights(self):
         self.memory_calls.append("weights")
 
-    def load_weights(self, progress):
+    def load_weights(self, progress, *, read_pickle=None):
         progress(self.weight_bytes, self.weight_bytes)
         self.memory_calls.append("load")
 

@@ -6,7 +6,7 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import LogprobsLists
-from vllm_metal.torch_bridge import TorchDraw
+from vllm_metal.torch_draw import TorchDraw
 
 GREEDY = SamplingParams(temperature=0.0)
 

@@ -58,7 +58,7 @@ def test_memory_and_specs(worker):
 def test_a_trace_of_steps(engine_config, tmp_path):
     from vllm_metal.model_runner import PendingStep
     from vllm_metal.step_trace import LaunchedStep
-    from vllm_metal.torch_bridge import TorchDraw
+    from vllm_metal.torch_draw import TorchDraw
     from vllm_metal.worker import MetalWorker
 
     config = engine_config(

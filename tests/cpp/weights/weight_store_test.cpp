@@ -138,11 +138,11 @@ TEST(WeightStore, ReportsProgressUpToTheTotal) {
   test::write_safetensors(dir.path() / "model.safetensors", {{"a", counting({100}, mx::float32)},
                                                              {"b", counting({50}, mx::float32)}});
   uint64_t last = 0, total = 0;
-  WeightStore store(dir.path(), [&](uint64_t done, uint64_t all) {
-    EXPECT_GT(done, last);
-    last = done;
-    total = all;
-  });
+  WeightStore store(dir.path(), {.progress = [&](uint64_t done, uint64_t all) {
+                      EXPECT_GT(done, last);
+                      last = done;
+                      total = all;
+                    }});
   store.take("a", {100});
   store.take("b", {50});
   EXPECT_EQ(last, 600u);

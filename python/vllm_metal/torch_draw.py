@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from vllm_metal.custom_logits_processors import LogitsProcessorError
 from vllm_metal.log import get_logger
+from vllm_metal.tensor_bridge import to_torch
 from vllm_metal.torch_sampling import FAILED, TorchSampling
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class TorchDraw:
         target.sampled_token_ranks[self.rows] = self.logprobs.sampled_token_ranks
 
 
-class TorchBridge:
+class TorchDrawing:
     """Knows which requests custom logits processors apply to, and has their tokens drawn."""
 
     @staticmethod
-    def create(vllm_config: "VllmConfig") -> "TorchBridge | None":
+    def create(vllm_config: "VllmConfig") -> "TorchDrawing | None":
         """Load custom logits processors; None without any. Raises what loading raises."""
         sampling = TorchSampling.create(vllm_config)
-        return None if sampling is None else TorchBridge(sampling)
+        return None if sampling is None else TorchDrawing(sampling)
 
     def __init__(self, sampling: TorchSampling) -> None:
         self._sampling = sampling
@@ -89,7 +89,7 @@ class TorchBridge:
         if not ids:
             return draw
         indices = [core.sampled_indices[row] for row in draw.rows]
-        logits = torch.from_numpy(core.logits())
+        logits = to_torch(core.logits())
         try:
             tokens, draw.logprobs = self._sampling.sample(
                 ids, logits, _bitmask(core, scheduled_ids, grammar_output), draw.rows
