@@ -86,6 +86,15 @@ class Server:
         """Return the exit code of a server that is expected to refuse to start."""
         return self._process.wait(timeout=START_SECONDS)
 
+    def refusal(self) -> str:
+        """Start a server that is expected to refuse to; returns what it said."""
+        self.start()
+        try:
+            assert self.wait_for_exit() != 0
+        finally:
+            self.stop()
+        return self.log.read_text(errors="replace")
+
     def send_signal(self, number: int, seconds: float) -> tuple[int, list[str]]:
         """Send a signal; returns the exit code and what is left of the children.
 

@@ -48,12 +48,20 @@ def test_a_model_is_downloaded_and_answers(modelscope, hub, tmp_path):
     assert not list((folder / "other").rglob("*.json"))
 
 
+def test_a_folder_with_a_model_is_the_model_itself(modelscope, hub, tiny_model, tmp_path):
+    variables = modelscope[0] | {"VLLM_METAL_MODELSCOPE_CACHE": str(tiny_model)}
+    asked_before = len(hub.fetched)
+    arguments = ("--kv-cache-memory-bytes", "16M", "--dtype", "float32")
+    log = tmp_path / "server.log"
+    with Server("org/other", log, *arguments, name="other", variables=variables) as server:
+        answer = server.client().completions.create(model="other", prompt="w5 w6", max_tokens=4)
+        assert answer.usage.completion_tokens > 0
+    assert len(hub.fetched) == asked_before
+    assert f"org/other is taken from VLLM_METAL_MODELSCOPE_CACHE={tiny_model}" in log.read_text()
+
+
 def test_a_name_that_is_not_there_is_told(modelscope, tmp_path):
     variables, _ = modelscope
     server = Server("org/none", tmp_path / "server.log", variables=variables)
-    server.start()
-    try:
-        assert server.wait_for_exit() != 0
-    finally:
-        server.stop()
+    server.refusal()
     assert "'org/none' is neither a folder on this machine nor a model" in server.tail(3)

@@ -69,12 +69,22 @@ def test_a_line_a_step(log):
 
 def test_what_does_not_fit_is_refused_with_all_figures(default_model, tmp_path):
     arguments = ("--kv-cache-memory-bytes", "100T")
-    server = Server(default_model, tmp_path / "server.log", *arguments)
-    server.start()
-    try:
-        assert server.wait_for_exit() != 0
-    finally:
-        server.stop()
-    text = server.log.read_text(errors="replace")
-    assert "requires more memory than there is: model 93.7 MiB, KV cache 102400.00 GiB" in text
+    text = Server(default_model, tmp_path / "server.log", *arguments).refusal()
+    figures = r"model 9\d\.\d MiB, KV cache 102400\.00 GiB .*, total 104448\.\d\d GiB; only"
+    assert re.search(rf"requires more memory than there is: {figures}", text)
     assert "--max-num-batched-tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"),
+        ("VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"),
+        ("VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"),
+    ],
+)
+def test_what_this_release_lacks_is_refused(default_model, tmp_path, name, value, allowed):
+    log = tmp_path / "server.log"
+    text = Server(default_model, log, variables={name: value}).refusal()
+    assert re.search(rf"{name} must be {allowed} .* but is '{re.escape(value)}'", text)
+    assert "Application startup complete" not in text
