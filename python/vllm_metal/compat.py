@@ -74,7 +74,7 @@ def _patch_engine_args() -> None:
     create_engine_config = EngineArgs.create_engine_config
 
     @functools.wraps(create_engine_config)
-    def create_without_prefix_caching(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+    def prepare_and_create(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
         if self.enable_prefix_caching:
             raise ValueError(
                 "Prefix caching is not supported yet by the MLX-managed KV cache; remove the "
@@ -97,7 +97,7 @@ def _patch_engine_args() -> None:
         return model  # offline, vLLM would look for it without --download-dir
 
     arg_utils.get_model_path = keep_name
-    EngineArgs.create_engine_config = create_without_prefix_caching
+    EngineArgs.create_engine_config = prepare_and_create
     EngineArgs.get_batch_defaults = classmethod(get_batch_defaults)
     setattr(EngineArgs, _PATCHED, True)
 
