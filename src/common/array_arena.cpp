@@ -18,7 +18,6 @@ namespace {
 // Large enough that what is lost at their ends does not count.
 constexpr size_t kBlockBytes = size_t{64} << 20;
 constexpr size_t kAlignment = 128;
-constexpr size_t kPageBytes = 4096;
 
 size_t round_up(size_t value, size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -26,6 +25,7 @@ size_t round_up(size_t value, size_t multiple) {
 
 void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
+  constexpr size_t kPageBytes = 4096;
   const size_t skipped = round_up(reinterpret_cast<uintptr_t>(memory), kPageBytes) -
                          reinterpret_cast<uintptr_t>(memory);
   if (skipped >= bytes) return;
