@@ -7,6 +7,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "common/mlx_buffer.h"
@@ -25,13 +26,12 @@ size_t round_up(size_t value, size_t multiple) {
 
 void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
-  constexpr size_t kPageBytes = 4096;
-  const size_t skipped = round_up(reinterpret_cast<uintptr_t>(memory), kPageBytes) -
-                         reinterpret_cast<uintptr_t>(memory);
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t skipped = round_up(address, page) - address;
   if (skipped >= bytes) return;
   // Advice: a system without huge pages may ignore it.
-  madvise(static_cast<char*>(memory) + skipped, (bytes - skipped) / kPageBytes * kPageBytes,
-          MADV_HUGEPAGE);
+  madvise(static_cast<char*>(memory) + skipped, (bytes - skipped) / page * page, MADV_HUGEPAGE);
 #endif
 }
 
