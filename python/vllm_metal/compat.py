@@ -16,6 +16,7 @@ SERVED_VLLM = ((0, 32), (0, 33))
 _PATCHED = "_vllm_metal_patched"
 _RELIEF = "_vllm_metal_relief"  # a scheduler's SchedulerRelief
 _ENGINE_SHUTDOWN_SECONDS = 15.0  # for the engine's process to end by itself
+_CLIENT_SECONDS = 5  # for clients to take what was made for them
 
 
 def vllm_release() -> tuple[int, int]:
@@ -172,8 +173,10 @@ def _patch_shutdown() -> None:
     On a signal vLLM kills the engine's process at once unless it runs on ROCm. The answers that
     were being made are never told of their end, so the server waits for clients that wait for it.
     The process gets time to end by itself, which ends its requests. Those that it had not read
-    yet, and all if it hangs, are ended here.
+    yet, and all if it hangs, are ended here. Clients that do not take their answers get a moment,
+    unless the server was told how long.
     """
+    from vllm.entrypoints.launchers.launcher import NoSignalServer
     from vllm.v1.engine import utils
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -181,7 +184,7 @@ def _patch_shutdown() -> None:
     if hasattr(utils, _PATCHED):
         return
     get_timeout = utils.get_engine_process_shutdown_timeout
-    shutdown = AsyncLLM.shutdown
+    shutdown, shutdown_server = AsyncLLM.shutdown, NoSignalServer.shutdown
 
     @functools.wraps(get_timeout)
     def leave_time_to_end(
@@ -200,6 +203,13 @@ def _patch_shutdown() -> None:
                 self.output_processor.propagate_error, EngineDeadError()
             )
 
+    @functools.wraps(shutdown_server)
+    async def shutdown_server_in_time(self: NoSignalServer, *args: Any, **kwargs: Any) -> None:
+        if self.config.timeout_graceful_shutdown is None:
+            self.config.timeout_graceful_shutdown = _CLIENT_SECONDS
+        await shutdown_server(self, *args, **kwargs)
+
     utils.get_engine_process_shutdown_timeout = leave_time_to_end
+    NoSignalServer.shutdown = shutdown_server_in_time
     AsyncLLM.shutdown = shutdown_and_end_requests
     setattr(utils, _PATCHED, True)

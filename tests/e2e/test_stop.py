@@ -2,6 +2,7 @@
 """Signals while answers are being made. These tests run last: they stop the servers of all."""
 
 import contextlib
+import json
 import signal
 import socket
 import time
@@ -32,13 +33,24 @@ def check_that_all_ended(server, code, children):
         sock.listen()
 
 
-def test_sigint_under_load(server):
+def read_nothing(server):
+    """Ask for a stream of megabytes and leave it unread; returns the connection."""
+    options = {"max_tokens": 500, "stream": True, "logprobs": 1000, "ignore_eos": True}
+    body = json.dumps({"model": server.name, "prompt": "Once", **options})
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    return connection
+
+
+def test_sigint_under_load_and_with_a_client_that_does_not_read(server):
     def ask():
         with contextlib.suppress(Exception):  # how the connection ends is not the question
             while True:
                 complete(server, "Once upon a time")
 
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+    with read_nothing(server), ThreadPoolExecutor(NUM_CLIENTS) as pool:
         for _ in range(NUM_CLIENTS):
             pool.submit(ask)
         wait_until(lambda: metrics(server)["vllm:num_requests_running"] > 0)
