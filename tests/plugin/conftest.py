@@ -18,6 +18,7 @@ os.environ.update(
 )
 
 from tests.plugin import fake_core as fake_core_module
+from tests.plugin.hub_stand_in import serve_hub
 from tests.plugin.tiny_model import write_tiny_llama
 
 
@@ -73,3 +74,19 @@ def engine_config(fake_core, tiny_llama):
         return EngineArgs(**{"model": str(tiny_llama), **arguments}).create_engine_config()
 
     return build
+
+
+@pytest.fixture
+def hub(connect):
+    """Serve a stand-in of the hub that the test's `connect` points its clients to."""
+    with serve_hub() as running:
+        connect(running.url)
+        yield running
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Return a function that sets HF_HUB_OFFLINE from here on."""
+    from huggingface_hub import constants
+
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

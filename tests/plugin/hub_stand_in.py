@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 DEFAULT_REVISIONS = ("main", "master")
 
 
@@ -263,3 +265,20 @@ def _sha1(path: Path) -> str:
 
 def _modelscope_name(revision: str) -> str:
     return "master" if revision == "main" else revision
+
+
+def folder_of(name, weights=True, **how):
+    from vllm_metal.hub import HubModel, folder_of
+
+    return Path(folder_of(HubModel(name, **how), weights))
+
+
+def message_of(name, **how):
+    """Return the message of a model that cannot be had; it must be all that a user sees."""
+    with pytest.raises(RuntimeError) as caught:
+        folder_of(name, **how)
+    assert caught.value.__suppress_context__
+    message = str(caught.value)
+    assert "\n" not in message
+    assert repr(name) in message
+    return message

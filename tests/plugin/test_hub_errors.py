@@ -3,11 +3,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-from tests.plugin.hub_stand_in import serve_hub
+from tests.plugin.hub_stand_in import folder_of, message_of
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 
@@ -31,43 +30,11 @@ def connect(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def hub(connect):
-    with serve_hub() as running:
-        connect(running.url)
-        yield running
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Return a function that sets HF_HUB_OFFLINE from here on."""
-    from huggingface_hub import constants
-
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture
 def quick_retries(monkeypatch):
     """Have huggingface_hub wait for nothing before it tries again."""
     import time
 
     monkeypatch.setattr(time, "sleep", lambda _: None)
-
-
-def folder_of(name, **how):
-    from vllm_metal.hub import HubModel, folder_of
-
-    return Path(folder_of(HubModel(name, **how)))
-
-
-def message_of(name, **how):
-    """Return the message of a model that cannot be had; it must be all that a user sees."""
-    with pytest.raises(RuntimeError) as caught:
-        folder_of(name, **how)
-    assert caught.value.__suppress_context__
-    message = str(caught.value)
-    assert "\n" not in message
-    assert repr(name) in message
-    return message
 
 
 def another_model(source, directory, **changes):

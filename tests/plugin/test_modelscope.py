@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.hub_stand_in import serve_hub
+from tests.plugin.hub_stand_in import folder_of, message_of
 
 
 @pytest.fixture
@@ -35,38 +35,6 @@ def connect(monkeypatch, tmp_path, fake_core):
     monkeypatch.setattr(_legacy_api, "REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
     yield point
     config.set_default_config(None)
-
-
-@pytest.fixture
-def hub(connect):
-    with serve_hub() as running:
-        connect(running.url)
-        yield running
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Return a function that sets HF_HUB_OFFLINE from here on."""
-    from huggingface_hub import constants
-
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-def folder_of(name, weights=True, **how):
-    from vllm_metal.hub import HubModel, folder_of
-
-    return Path(folder_of(HubModel(name, **how), weights))
-
-
-def message_of(name, **how):
-    """Return the message of a model that cannot be had; it must be all that a user sees."""
-    with pytest.raises(RuntimeError) as caught:
-        folder_of(name, **how)
-    assert caught.value.__suppress_context__
-    message = str(caught.value)
-    assert "\n" not in message
-    assert repr(name) in message
-    return message
 
 
 def test_weights_and_all_that_a_tokenizer_needs_but_no_code(hub, tiny_llama, tmp_path):

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interop/dlpack.h"
+#include "support/error_of.h"
 
 #include <gmock/gmock.h>
 #include <unistd.h>
@@ -13,19 +14,10 @@
 namespace vllm_metal {
 namespace {
 
+using test::error_of;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-template <typename Function>
-std::string error_of(const Function& function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 mx::array counting(const mx::Shape& shape, mx::Dtype dtype) {
   int size = 1;

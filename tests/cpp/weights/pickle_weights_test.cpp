@@ -5,6 +5,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 #include "weights/weight_store.h"
@@ -12,20 +13,11 @@
 namespace vllm_metal {
 namespace {
 
+using test::error_of;
 using test::TempDir;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-template <typename Function>
-std::string error_of(const Function& function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 mx::array counting(const mx::Shape& shape, mx::Dtype dtype, int start = 0) {
   int size = 1;

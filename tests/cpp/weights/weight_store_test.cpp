@@ -7,12 +7,14 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
 namespace vllm_metal {
 namespace {
 
+using test::error_of;
 using test::TempDir;
 using testing::AllOf;
 using testing::HasSubstr;
@@ -23,16 +25,6 @@ mx::array counting(mx::Shape shape, mx::Dtype dtype, float start = 0) {
       mx::astype(mx::reshape(mx::arange(start, start + static_cast<float>(size)), shape), dtype);
   array.eval();
   return array;
-}
-
-template <typename Function>
-std::string error_of(const Function& function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 bool same_array(const mx::array& a, const mx::array& b) {
