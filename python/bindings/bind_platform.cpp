@@ -52,7 +52,8 @@ MemoryPlan plan_memory_of(uint64_t total, uint64_t available, uint64_t working_s
                      {.num_blocks = num_blocks,
                       .kv_cache_bytes = kv_cache_bytes,
                       .fraction = environment().memory_fraction,
-                      .utilization = utilization});
+                      .utilization = utilization,
+                      .paged = environment().paged_attention});
 }
 
 void set_python_log_sink(nb::object callback) {

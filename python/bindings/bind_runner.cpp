@@ -26,10 +26,14 @@ using PythonReader = std::optional<nb::typed<nb::callable, nb::dict(std::string)
 using NewRequestTuple = std::tuple<std::string, std::vector<int32_t>, int32_t, SamplingParams>;
 using UpdateTuple = std::tuple<std::string, std::vector<int32_t>>;
 using ScheduledTuple = std::tuple<std::string, int32_t, int32_t>;
+using BlockTuple = std::tuple<std::string, std::vector<int32_t>, bool>;
+using CopyTuple = std::tuple<int32_t, int32_t>;
 using Ids = std::vector<std::string>;
 using Requests = std::vector<NewRequestTuple>;
 using Updates = std::vector<UpdateTuple>;
 using Scheduled = std::vector<ScheduledTuple>;
+using Blocks = std::vector<BlockTuple>;
+using Copies = std::vector<CopyTuple>;
 
 // Both arguments have to outlive it.
 LoadCallbacks load_callbacks(const PythonProgress& progress, const PythonReader& reader) {
@@ -85,25 +89,43 @@ std::vector<NewRequest> to_requests(Requests tuples) {
 }
 
 StepInput to_step_input(Ids finished, Ids preempted, Requests new_requests, Requests sessions,
-                        Updates updates, Scheduled scheduled) {
+                        Updates updates, Scheduled scheduled, Blocks blocks, const Copies& copies) {
   StepInput input{.finished = std::move(finished),
                   .new_requests = to_requests(std::move(new_requests)),
                   .sessions = to_requests(std::move(sessions)),
                   .updates = {},
                   .preempted = std::move(preempted),
-                  .scheduled = {}};
+                  .scheduled = {},
+                  .blocks = {},
+                  .block_copies = {}};
   for (auto& [id, token_ids] : updates)
     input.updates.push_back({std::move(id), std::move(token_ids)});
   for (auto& [id, computed, count] : scheduled)
     input.scheduled.push_back({std::move(id), computed, count});
+  for (auto& [id, block_ids, replaces] : blocks)
+    input.blocks.push_back({std::move(id), std::move(block_ids), replaces});
+  for (const auto& [source, target] : copies) input.block_copies.push_back({source, target});
   return input;
 }
 
 // Calls `run` on the runner with the step that the arguments describe, without the GIL.
-template <auto run, typename... Arguments>
-auto with_step_input(ModelRunner& runner, Arguments... arguments) {
+template <auto run>
+auto with_step_input(ModelRunner& runner, Ids finished, Ids preempted, Requests new_requests,
+                     Requests sessions, Updates updates, Scheduled scheduled, Blocks blocks,
+                     const Copies& block_copies) {
   nb::gil_scoped_release release;
-  return (runner.*run)(to_step_input(std::move(arguments)...));
+  return (runner.*run)(to_step_input(
+      std::move(finished), std::move(preempted), std::move(new_requests), std::move(sessions),
+      std::move(updates), std::move(scheduled), std::move(blocks), block_copies));
+}
+
+// Binds a method that takes a StepInput.
+template <auto run>
+void def_step(nb::class_<ModelRunner>& runner, const char* name, const char* documentation) {
+  runner.def(name, &with_step_input<run>, nb::kw_only(), "finished"_a = Ids(),
+             "preempted"_a = Ids(), "new_requests"_a = Requests(), "sessions"_a = Requests(),
+             "updates"_a = Updates(), "scheduled"_a = Scheduled(), "blocks"_a = Blocks(),
+             "block_copies"_a = Copies(), documentation);
 }
 
 PendingOutput draw(ModelRunner& runner, std::vector<std::string> grammar_ids,
@@ -217,7 +239,8 @@ void bind_runner(nb::module_& module) {
       "read_pickle"_a = nb::none(),
       "Read the headers of a model's weight files, none of its tensors. ValueError names the file "
       "and what is wrong with it; RuntimeError when one cannot be read.");
-  nb::class_<ModelRunner>(module, "ModelRunner", "A loaded model and its live requests.")
+  nb::class_<ModelRunner> runner(module, "ModelRunner", "A loaded model and its live requests.");
+  runner
       .def("__init__", &init_runner, "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
            "progress"_a = nb::none(), "read_pickle"_a = nb::none(),
            "logprobs_mode"_a = "raw_logprobs",
@@ -250,6 +273,10 @@ void bind_runner(nb::module_& module) {
            "weights and cache. Before initialize_kv_cache.")
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
            "Set how many tokens live requests may keep, in blocks of block_size.")
+      .def("initialize_paged_kv_cache", &ModelRunner::initialize_paged_kv_cache, "num_blocks"_a,
+           "block_size"_a, "Make a pool of blocks that the caller hands out; see `launch`.")
+      .def("check_invariants", &ModelRunner::check_invariants, "enabled"_a,
+           "Have each step check what must hold of paged blocks.")
       .def("unload_weights", &ModelRunner::unload_weights, nb::call_guard<nb::gil_scoped_release>(),
            "Free the weights; every step fails until load_weights.")
       .def("load_weights", &load_weights, "progress"_a = nb::none(), nb::kw_only(),
@@ -258,32 +285,26 @@ void bind_runner(nb::module_& module) {
       .def("discard_kv_cache", &ModelRunner::discard_kv_cache,
            nb::call_guard<nb::gil_scoped_release>(),
            "Free the KV cache's memory; live requests must be preempted or end.")
-      .def("launch",
-           &with_step_input<&ModelRunner::launch, Ids, Ids, Requests, Requests, Updates, Scheduled>,
-           nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),
-           "new_requests"_a = Requests(), "sessions"_a = Requests(), "updates"_a = Updates(),
-           "scheduled"_a = Scheduled(),
-           "Start the forward pass of a step without waiting for it.\n\n"
-           "finished, preempted: request ids. new_requests: (id, token_ids, how many of them are "
-           "output, SamplingParams). sessions: likewise, of requests that keep their cache and "
-           "have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, "
-           "num_scheduled_tokens).")
       .def("draw", &draw, nb::kw_only(), "grammar_ids"_a = Ids(), "bitmask"_a = nb::none(),
            "given"_a = std::vector<std::tuple<size_t, int32_t>>(),
            "Have the tokens of the launched step drawn, without waiting for them.\n\n"
            "grammar_ids: requests with a grammar; bitmask int32 [n, ceil(vocab_size / 32)]: the "
            "tokens it allows. given: (index of the scheduled request, token drawn by the caller).")
-      .def("step",
-           &with_step_input<&ModelRunner::step, Ids, Ids, Requests, Requests, Updates, Scheduled>,
-           nb::kw_only(), "finished"_a = Ids(), "preempted"_a = Ids(),
-           "new_requests"_a = Requests(), "sessions"_a = Requests(), "updates"_a = Updates(),
-           "scheduled"_a = Scheduled(), "Launch a step, draw, and wait for its output.")
       .def(
           "logits", &logits,
           "Wait for the logits that the launched step draws from: MLX's memory, read-only, through "
           "DLPack; float32 [n, vocab_size], one row for each of sampled_indices.")
       .def_prop_ro("sampled_indices", &ModelRunner::sampled_indices,
                    "Indexes of the scheduled requests that the launched step draws tokens of.");
+  def_step<&ModelRunner::launch>(
+      runner, "launch",
+      "Start the forward pass of a step without waiting for it.\n\n"
+      "finished, preempted: request ids. new_requests: (id, token_ids, how many of them are "
+      "output, SamplingParams). sessions: likewise, of requests that keep their cache and have "
+      "more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, "
+      "num_scheduled_tokens). Of the paged KV cache: blocks (id, block ids, whether they replace "
+      "those before) and block_copies (source, target).");
+  def_step<&ModelRunner::step>(runner, "step", "Launch a step, draw, and wait for its output.");
   module.def(
       "memory_stats",
       [] {

@@ -321,6 +321,12 @@ class ModelRunner:
     def initialize_kv_cache(self, num_tokens: int, block_size: int) -> None:
         """Set how many tokens live requests may keep, in blocks of block_size."""
 
+    def initialize_paged_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """Make a pool of blocks that the caller hands out; see `launch`."""
+
+    def check_invariants(self, enabled: bool) -> None:
+        """Have each step check what must hold of paged blocks."""
+
     def unload_weights(self) -> None:
         """Free the weights; every step fails until load_weights."""
 
@@ -330,22 +336,12 @@ class ModelRunner:
     def discard_kv_cache(self) -> None:
         """Free the KV cache's memory; live requests must be preempted or end."""
 
-    def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = []) -> None:
-        """
-        Start the forward pass of a step without waiting for it.
-
-        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). sessions: likewise, of requests that keep their cache and have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens).
-        """
-
     def draw(self, *, grammar_ids: Sequence[str] = [], bitmask: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, given: Sequence[tuple[int, int]] = []) -> PendingOutput:
         """
         Have the tokens of the launched step drawn, without waiting for them.
 
         grammar_ids: requests with a grammar; bitmask int32 [n, ceil(vocab_size / 32)]: the tokens it allows. given: (index of the scheduled request, token drawn by the caller).
         """
-
-    def step(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = []) -> StepOutput:
-        """Launch a step, draw, and wait for its output."""
 
     def logits(self) -> object:
         """
@@ -357,6 +353,16 @@ class ModelRunner:
         """
         Indexes of the scheduled requests that the launched step draws tokens of.
         """
+
+    def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = []) -> None:
+        """
+        Start the forward pass of a step without waiting for it.
+
+        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). sessions: likewise, of requests that keep their cache and have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens). Of the paged KV cache: blocks (id, block ids, whether they replace those before) and block_copies (source, target).
+        """
+
+    def step(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = []) -> StepOutput:
+        """Launch a step, draw, and wait for its output."""
 
 def memory_stats() -> dict:
     """MLX's memory in bytes: active, peak, cache."""

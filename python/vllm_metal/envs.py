@@ -76,9 +76,18 @@ def block_size_is_set() -> bool:
     return bool(_state()["VLLM_METAL_BLOCK_SIZE"]["is_set"])
 
 
+def paged_attention() -> bool:
+    """Whether VLLM_METAL_USE_PAGED_ATTENTION asks for vLLM's paged KV cache."""
+    return _is_on("VLLM_METAL_USE_PAGED_ATTENTION")
+
+
 def debug() -> bool:
     """Whether VLLM_METAL_DEBUG asks for a log of each step."""
-    return _state()["VLLM_METAL_DEBUG"]["value"].lower() in _TRUE
+    return _is_on("VLLM_METAL_DEBUG")
+
+
+def _is_on(name: str) -> bool:
+    return _state()[name]["value"].lower() in _TRUE
 
 
 def _state() -> dict[str, dict]:

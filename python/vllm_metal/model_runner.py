@@ -16,7 +16,7 @@ from vllm.v1.outputs import (
     ModelRunnerOutput,
 )
 
-from vllm_metal import _core, sampling
+from vllm_metal import _core, envs, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
@@ -34,6 +34,7 @@ logger = get_logger(__name__)
 
 _WARM_UP_REQUEST = "vllm-metal-warm-up"
 _MEASURED_TOKENS_ON_CPU = 256
+_FIRST_BLOCK = 1  # block 0 is vLLM's own
 
 
 class MetalModelRunner:
@@ -43,6 +44,7 @@ class MetalModelRunner:
         """Load the model; raises what the core raises, which names file, tensor or key."""
         model_config = vllm_config.model_config
         self._block_size: int = vllm_config.cache_config.block_size
+        self._paged = envs.paged_attention()
         self._dtype: torch.dtype = model_config.dtype
         directory = resolve_model_directory(model_config, vllm_config.load_config)
         start = time.perf_counter()
@@ -109,15 +111,20 @@ class MetalModelRunner:
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig) -> int:
         """Give the cache the capacity of vLLM's blocks; returns it in tokens."""
-        num_tokens = kv_cache_config.num_blocks * self._block_size
-        self._core.initialize_kv_cache(num_tokens, self._block_size)
-        return num_tokens
+        num_blocks = kv_cache_config.num_blocks
+        if self._paged:
+            self._core.initialize_paged_kv_cache(num_blocks, self._block_size)
+        else:
+            self._core.initialize_kv_cache(num_blocks * self._block_size, self._block_size)
+        return num_blocks * self._block_size
 
     def warm_up(self) -> None:
         """Run one token through the model, so that no user's request waits for set-up."""
         greedy = _core.SamplingParams(temperature=0.0)
         self._core.step(
-            new_requests=[(_WARM_UP_REQUEST, [0], 0, greedy)], scheduled=[(_WARM_UP_REQUEST, 0, 1)]
+            new_requests=[(_WARM_UP_REQUEST, [0], 0, greedy)],
+            scheduled=[(_WARM_UP_REQUEST, 0, 1)],
+            blocks=[(_WARM_UP_REQUEST, [_FIRST_BLOCK], True)],
         )
         self._core.step(finished=[_WARM_UP_REQUEST])
 
@@ -137,7 +144,7 @@ class MetalModelRunner:
         if self._torch_drawing is not None:
             self._torch_drawing.note(scheduler_output)
         begin = time.perf_counter()
-        self._core.launch(**step_arguments(scheduler_output))
+        self._core.launch(**step_arguments(scheduler_output, paged=self._paged))
         self._scheduled_ids = list(scheduler_output.num_scheduled_tokens)
         self._launched = LaunchedStep(
             begin,
@@ -224,7 +231,7 @@ def reasoning_arguments(config: "ReasoningConfig | None") -> dict[str, list[int]
     return {name: list(getattr(config, name, None) or ()) for name in names}
 
 
-def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
+def step_arguments(scheduler_output: "SchedulerOutput", paged: bool = False) -> dict[str, list]:
     """Translate what the scheduler wants into the arguments of the core's `step`.
 
     vLLM speaks two dialects (`VllmConfig.use_v2_model_runner`): a request that was preempted
@@ -238,13 +245,14 @@ def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
     new_requests, sessions = [], []
     for request in scheduler_output.scheduled_new_reqs:
         num_computed_tokens[request.req_id] = request.num_computed_tokens
-        if request.num_computed_tokens:
+        if request.num_computed_tokens and not paged:
             # More input for a session, which keeps what it has in the cache: without a prefix
             # cache nothing else is new and computed in part.
             sessions.append(_new_request(request))
         else:
             new_requests.append(_new_request(request))
-    return {
+    blocks = _block_arguments(scheduler_output) if paged else {}
+    return blocks | {
         "finished": list(scheduler_output.finished_req_ids),
         "preempted": list(scheduler_output.preempted_req_ids or ()),
         "new_requests": new_requests,
@@ -255,6 +263,24 @@ def step_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
             for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items()
         ],
     }
+
+
+def _block_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:
+    """Translate the blocks of a step. All layers are alike, so there is one group of them."""
+    cached = scheduler_output.scheduled_cached_reqs
+    blocks = [
+        (request.req_id, request.block_ids[0], True)
+        for request in scheduler_output.scheduled_new_reqs
+    ]
+    for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True):
+        resumed = request_id in cached.resumed_req_ids
+        if block_ids is not None:
+            blocks.append((request_id, block_ids[0], resumed))
+    copies = [
+        (copy.src_block_id, copy.dst_block_id)
+        for copy in scheduler_output.kv_cache_block_copies or ()
+    ]
+    return {"blocks": blocks, "block_copies": copies}
 
 
 def model_runner_output(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_PAGED_BLOCK_SIZES = (8, 16, 32, 64, 128)  # of src/cache/paged_kv_cache.h
+_BLOCK_SIZE_VARIABLE = "VLLM_METAL_BLOCK_SIZE"
+
 # Before vLLM imports the package, with less to say about it.
 modelscope.require_package()
 
@@ -167,8 +170,9 @@ class MetalPlatform(Platform):
             refuse_for_second_model_runner(vllm_config)
             check_weight_files(vllm_config.model_config)
         _settle_block_size(vllm_config.cache_config)
-        # Blocks do not hold the keys and values of the MLX-managed cache, so none can be reused.
-        vllm_config.cache_config.enable_prefix_caching = False
+        if not envs.paged_attention():
+            # Blocks do not hold the keys and values of the MLX-managed cache: none can be reused.
+            vllm_config.cache_config.enable_prefix_caching = False
         _settle_execution(vllm_config)
         # A GPU context does not survive fork.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -200,6 +204,12 @@ def _settle_block_size(cache_config: "CacheConfig") -> None:
         raise ValueError(
             f"--block-size {cache_config.block_size} and VLLM_METAL_BLOCK_SIZE="
             f"{envs.block_size()} differ; give one of them."
+        )
+    if envs.paged_attention() and cache_config.block_size not in _PAGED_BLOCK_SIZES:
+        option = "--block-size" if cache_config.user_specified_block_size else _BLOCK_SIZE_VARIABLE
+        raise ValueError(
+            f"Paged attention: {option} must be one of "
+            f"{', '.join(map(str, _PAGED_BLOCK_SIZES))} tokens but is {cache_config.block_size}."
         )
 
 

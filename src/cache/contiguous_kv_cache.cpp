@@ -78,6 +78,23 @@ void ContiguousKVCache::reserve(RequestKey key, int64_t num_tokens) {
   range.num_tokens = num_tokens;
 }
 
+BatchLayout ContiguousKVCache::prepare(const CacheStep& step) {
+  // All room first: making it for one request can move another.
+  const size_t num_requests = step.keys.size();
+  for (size_t i = 0; i < num_requests; ++i) reserve(step.keys[i], step.context_lens[i]);
+  std::vector<int32_t> first_rows, slot_mapping;
+  first_rows.reserve(num_requests);
+  slot_mapping.reserve(static_cast<size_t>(step.query_starts.back()));
+  for (size_t i = 0; i < num_requests; ++i) {
+    first_rows.push_back(first_row(step.keys[i]));
+    const int32_t end = first_rows.back() + step.context_lens[i];
+    const int32_t num_new = step.query_starts[i + 1] - step.query_starts[i];
+    for (int32_t row = end - num_new; row < end; ++row) slot_mapping.push_back(row);
+  }
+  return BatchLayout(step.query_starts, step.context_lens, std::move(slot_mapping),
+                     std::move(first_rows), 0);
+}
+
 void ContiguousKVCache::release(RequestKey key) {
   ranges_.erase(key);
   if (ranges_.empty()) {

@@ -22,8 +22,6 @@ namespace vllm_metal {
 // reading the rows they were given, since the stream runs in order.
 class ContiguousKVCache final : public KVCache {
  public:
-  using RequestKey = uint64_t;
-
   // `max_tokens`: the most tokens that live requests hold together, each counted in whole blocks
   // of `block_size`, as vLLM's scheduler counts.
   ContiguousKVCache(const KVCacheSpec& spec, int64_t max_tokens, int block_size);
@@ -32,11 +30,10 @@ class ContiguousKVCache final : public KVCache {
   // std::runtime_error when max_tokens does not allow it.
   void reserve(RequestKey key, int64_t num_tokens);
 
-  // Forgets a request and its tokens; unknown keys are fine.
-  void release(RequestKey key);
-
-  // Forgets all requests and frees their memory.
-  void clear();
+  // Reserves for all requests, then says where they came to lie.
+  BatchLayout prepare(const CacheStep& step) override;
+  void release(RequestKey key) override;
+  void clear() override;
 
   // Row of the request's first token. Changes when any request is reserved for.
   int32_t first_row(RequestKey key) const { return ranges_.at(key).start; }
@@ -45,7 +42,9 @@ class ContiguousKVCache final : public KVCache {
 
   int64_t num_rows() const { return num_rows_; }
   size_t num_requests() const { return ranges_.size(); }
-  size_t nbytes() const { return static_cast<size_t>(num_rows_) * spec_.bytes_per_token(); }
+  size_t nbytes() const override {
+    return static_cast<size_t>(num_rows_) * spec_.bytes_per_token();
+  }
 
  private:
   struct Range {

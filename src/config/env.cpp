@@ -36,7 +36,9 @@ constexpr std::array<Variable, 10> kVariables{{
     {"VLLM_METAL_BLOCK_SIZE", "16",
      "tokens in a block by which vLLM counts the KV cache, 1 to 1024; with a different "
      "`--block-size` an error"},
-    {"VLLM_METAL_USE_PAGED_ATTENTION", "0", "paged KV cache; this release takes `0` only"},
+    {"VLLM_METAL_USE_PAGED_ATTENTION", "0",
+     "`1`: vLLM's paged KV cache with prefix caching, of blocks of 8, 16, 32, 64 or 128 tokens; "
+     "`0`: the MLX-managed cache"},
     {"VLLM_METAL_DEBUG", "0", "`1`: one log line a step with its shape, time and memory"},
     {"VLLM_USE_MODELSCOPE", "False",
      "`True`: models come from ModelScope, with the extra `modelscope` installed"},
@@ -111,9 +113,6 @@ std::optional<double> read_share(const Environment::Lookup& lookup, const char* 
 
 // Features of later releases: their default is accepted, anything else stops the start.
 void refuse_absent_features(const Environment::Lookup& lookup) {
-  if (read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false))
-    refuse("VLLM_METAL_USE_PAGED_ATTENTION", "1",
-           "unset or 0 in this release, which has the MLX-managed KV cache only");
   if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE_FRACTION"))
     refuse("VLLM_METAL_PREFIX_CACHE_FRACTION", *value,
            "unset in this release, which does not have it");
@@ -144,6 +143,7 @@ Environment Environment::read(const Lookup& lookup) {
   env.device = read_device(lookup);
   env.block_size = read_int(lookup, "VLLM_METAL_BLOCK_SIZE", 16, 1, 1024);
   env.block_size_is_set = value_of(lookup, "VLLM_METAL_BLOCK_SIZE").has_value();
+  env.paged_attention = read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false);
   env.debug = read_bool(lookup, "VLLM_METAL_DEBUG", false);
   env.memory_fraction = read_share(lookup, "VLLM_METAL_MEMORY_FRACTION", "auto");
   return env;

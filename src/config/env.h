@@ -17,6 +17,7 @@ struct Environment {
   DeviceChoice device = DeviceChoice::kGpuIfAvailable;  // VLLM_MLX_DEVICE
   int block_size = 16;                                  // VLLM_METAL_BLOCK_SIZE, tokens
   bool block_size_is_set = false;
+  bool paged_attention = false;           // VLLM_METAL_USE_PAGED_ATTENTION
   bool debug = false;                     // VLLM_METAL_DEBUG
   std::optional<double> memory_fraction;  // VLLM_METAL_MEMORY_FRACTION, in (0, 1]; none: auto
 

@@ -61,8 +61,8 @@ InputBatch::State InputBatch::with_tokens(const RequestState& request,
   return state;
 }
 
-std::vector<ContiguousKVCache::RequestKey> InputBatch::update(const StepInput& input) {
-  std::vector<ContiguousKVCache::RequestKey> released;
+std::vector<RequestKey> InputBatch::update(const StepInput& input) {
+  std::vector<RequestKey> released;
   std::vector<State> added, continued;
   for (const auto& request : input.new_requests) added.push_back(make_state(request));
   for (const auto& request : input.sessions) {
@@ -88,13 +88,20 @@ std::vector<ContiguousKVCache::RequestKey> InputBatch::update(const StepInput& i
     requests_[input.sessions[i].id] = std::move(continued[i]);
   for (const auto& update : input.updates)
     requests_[update.id] = with_tokens(*find(update.id), update.token_ids);
+  for (const auto& update : input.blocks) {
+    auto& block_ids = find(update.id)->block_ids;
+    if (update.replaces) block_ids.clear();
+    block_ids.insert(block_ids.end(), update.block_ids.begin(), update.block_ids.end());
+  }
   return released;
 }
 
 Batch InputBatch::pack(const StepInput& input) const {
   Batch batch{std::make_shared<PackedStep>(), {}};
   PackedStep& step = *batch.step;
-  step.query_starts.push_back(0);
+  CacheStep& cache = step.cache;
+  cache.query_starts.push_back(0);
+  cache.block_copies = input.block_copies;
   for (size_t i = 0; i < input.scheduled.size(); ++i) {
     const auto& scheduled = input.scheduled[i];
     const State& request = find(scheduled.id);
@@ -105,7 +112,7 @@ Batch InputBatch::pack(const StepInput& input) const {
       throw std::invalid_argument(text("[runner] request '", scheduled.id, "' has ", known,
                                        " tokens but tokens ", begin, " to ", end,
                                        " were scheduled."));
-    add_prompt_rows(*request, begin, end, step.query_starts.back(), step);
+    add_prompt_rows(*request, begin, end, cache.query_starts.back(), step);
     for (int32_t position = begin; position < end; ++position) {
       const int32_t token = request->token_ids[static_cast<size_t>(position)];
       if (token == RequestState::kPending)
@@ -113,12 +120,13 @@ Batch InputBatch::pack(const StepInput& input) const {
       step.token_ids.push_back(token == RequestState::kPending ? 0 : token);
       step.positions.push_back(position);
     }
-    step.keys.push_back(request->key);
-    step.query_starts.push_back(static_cast<int32_t>(step.token_ids.size()));
-    step.context_lens.push_back(end);
+    cache.keys.push_back(request->key);
+    cache.query_starts.push_back(static_cast<int32_t>(step.token_ids.size()));
+    cache.context_lens.push_back(end);
+    cache.block_tables.push_back(request->block_ids);
     step.request_lens.push_back(known);
     if (end == known) {
-      step.sample_rows.push_back(step.query_starts.back() - 1);
+      step.sample_rows.push_back(cache.query_starts.back() - 1);
       batch.samples.push_back({i, request});
     }
   }

@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cache/contiguous_kv_cache.h"
+#include "cache/kv_cache.h"
 #include "runner/packed_step.h"
 #include "runner/step.h"
 
@@ -20,8 +20,9 @@ struct RequestState {
   // Stands for a token that is drawn by a step still under way.
   static constexpr int32_t kPending = -1;
 
-  ContiguousKVCache::RequestKey key;  // never used twice, unlike the id
-  std::vector<int32_t> token_ids;     // prompt and generated
+  RequestKey key;                  // never used twice, unlike the id
+  std::vector<int32_t> token_ids;  // prompt and generated
+  std::vector<int32_t> block_ids;  // of the paged KV cache, in the order of the tokens
   std::shared_ptr<const SamplingParams> params;
   uint64_t seed = 0;
   std::shared_ptr<SamplingState> sampling;
@@ -50,7 +51,7 @@ class InputBatch {
 
   // Forgets, adds and updates requests. Returns whose cache is free. Throws std::invalid_argument
   // for an unknown request, an empty one or parameters that do not fit the model.
-  std::vector<ContiguousKVCache::RequestKey> update(const StepInput& input);
+  std::vector<RequestKey> update(const StepInput& input);
 
   // Throws std::invalid_argument when a request is unknown or its tokens do not reach that far.
   Batch pack(const StepInput& input) const;
@@ -66,7 +67,7 @@ class InputBatch {
 
   const SamplerConfig& config_;
   std::unordered_map<std::string, State> requests_;
-  ContiguousKVCache::RequestKey next_key_ = 0;
+  RequestKey next_key_ = 0;
   std::mt19937_64 random_;  // seeds of requests without one
 };
 

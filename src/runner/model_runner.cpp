@@ -100,6 +100,11 @@ void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size) {
   has_kv_cache_ = true;
 }
 
+void ModelRunner::initialize_paged_kv_cache(int64_t num_blocks, int block_size) {
+  executor_.initialize_paged_kv_cache(num_blocks, block_size);
+  has_kv_cache_ = true;
+}
+
 void ModelRunner::unload_weights() {
   launched_.reset();
   collect(0);
@@ -193,7 +198,8 @@ PendingOutput ModelRunner::draw(const DrawInput& input) {
   auto task = make_task(*launched_, input);
   const Launched launched = *std::exchange(launched_, std::nullopt);
   const PackedStep& step = *launched.batch.step;
-  InFlight in_flight{task->done.get_future().share(), {}, step.keys.size(), step.token_ids.size()};
+  InFlight in_flight{
+      task->done.get_future().share(), {}, step.cache.keys.size(), step.token_ids.size()};
   executor_.draw(std::move(task));
   for (size_t row = 0; row < launched.batch.samples.size(); ++row) {
     const auto& [scheduled_index, request] = launched.batch.samples[row];

@@ -45,6 +45,11 @@ class ModelRunner {
   // Must be called once before the first step. `num_tokens` is what the scheduler may keep in the
   // cache, in blocks of `block_size`.
   void initialize_kv_cache(int64_t num_tokens, int block_size);
+  // The same for the paged cache, whose blocks the scheduler hands out. `block_size` is one of
+  // PagedKVCache::kBlockSizes.
+  void initialize_paged_kv_cache(int64_t num_blocks, int block_size);
+  // Has each step check what must hold of blocks, if they are paged; for tests.
+  void check_invariants(bool enabled) { executor_.check_invariants(enabled); }
 
   // Starts the forward pass of a step and returns at once; a launched step that was not drawn is
   // dropped. Throws std::invalid_argument for input that contradicts itself; the runner can go on.

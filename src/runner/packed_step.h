@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "cache/contiguous_kv_cache.h"
+#include "cache/kv_cache.h"
 #include "sampling/prompt_logprobs.h"
 
 namespace vllm_metal {
@@ -24,14 +24,12 @@ struct PackedStep {
     int32_t first_position;
     int32_t count;
   };
-  std::vector<ContiguousKVCache::RequestKey> keys;  // [num_requests]
-  std::vector<int32_t> token_ids;                   // [num_tokens]
-  std::vector<PendingToken> pending;                // those of token_ids not yet known
-  std::vector<int32_t> positions;                   // [num_tokens]
-  std::vector<int32_t> query_starts;                // [num_requests + 1]
-  std::vector<int32_t> context_lens;                // [num_requests]
-  std::vector<int32_t> request_lens;                // [num_requests] known tokens
-  std::vector<int32_t> sample_rows;                 // [num_samples] row of a request's last token
+  CacheStep cache;
+  std::vector<int32_t> token_ids;     // [num_tokens]
+  std::vector<PendingToken> pending;  // those of token_ids not yet known
+  std::vector<int32_t> positions;     // [num_tokens]
+  std::vector<int32_t> request_lens;  // [num_requests] known tokens
+  std::vector<int32_t> sample_rows;   // [num_samples] row of a request's last token
   std::vector<PromptRows> prompt_rows;
 };
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/copy_blocks.h"
 #include "sampling/prompt_logprobs.h"
 #include "sampling/sampler.h"
 #include "sampling/sampling_params.h"
@@ -27,6 +28,13 @@ struct RequestUpdate {
   std::vector<int32_t> token_ids;
 };
 
+// Blocks of the paged KV cache for a request, new or known: all of them, or more.
+struct BlockUpdate {
+  std::string id;
+  std::vector<int32_t> block_ids;  // in the order of the tokens
+  bool replaces = false;
+};
+
 struct ScheduledRequest {
   std::string id;
   int32_t num_computed_tokens;   // in the cache already
@@ -40,6 +48,8 @@ struct StepInput {
   std::vector<RequestUpdate> updates;
   std::vector<std::string> preempted;  // keep their state, lose their cache
   std::vector<ScheduledRequest> scheduled;
+  std::vector<BlockUpdate> blocks;
+  std::vector<BlockCopy> block_copies;  // to be made before the step is computed
 };
 
 // What the tokens of a launched step are drawn by, besides the requests' own parameters.

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cache/contiguous_kv_cache.h"
+#include "cache/paged_kv_cache.h"
 #include "common/log.h"
 #include "common/mlx_buffer.h"
 #include "common/text.h"
@@ -80,7 +82,20 @@ StepExecutor::~StepExecutor() {
 }
 
 void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size) {
-  thread_.run([&] { cache_.emplace(*kv_cache_spec_, num_tokens, block_size); });
+  thread_.run([&] {
+    cache_ = std::make_unique<ContiguousKVCache>(*kv_cache_spec_, num_tokens, block_size);
+  });
+}
+
+void StepExecutor::initialize_paged_kv_cache(int64_t num_blocks, int block_size) {
+  thread_.run(
+      [&] { cache_ = std::make_unique<PagedKVCache>(*kv_cache_spec_, num_blocks, block_size); });
+}
+
+void StepExecutor::check_invariants(bool enabled) {
+  thread_.run([&] {
+    if (auto* paged = dynamic_cast<PagedKVCache*>(cache_.get())) paged->check_invariants(enabled);
+  });
 }
 
 size_t StepExecutor::kv_cache_bytes() {
@@ -163,7 +178,7 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
 
 StepExecutor::Launched StepExecutor::forward(const PackedStep& step) {
   if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
-  const BatchLayout layout = make_layout(step);
+  const BatchLayout layout = cache_->prepare(step.cache);
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
   const mx::array hidden = model_->forward(input_ids(step), context);
   const bool has_samples = !step.sample_rows.empty();
@@ -176,22 +191,6 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step) {
   mx::async_eval(outputs);
   if (keep_logits_ && has_samples) last_logits_ = launched.logits;
   return launched;
-}
-
-BatchLayout StepExecutor::make_layout(const PackedStep& step) {
-  // All room first: making it for one request can move another.
-  const size_t num_requests = step.keys.size();
-  for (size_t i = 0; i < num_requests; ++i) cache_->reserve(step.keys[i], step.context_lens[i]);
-  std::vector<int32_t> first_rows, slot_mapping;
-  first_rows.reserve(num_requests);
-  slot_mapping.reserve(step.token_ids.size());
-  for (size_t i = 0; i < num_requests; ++i) {
-    first_rows.push_back(cache_->first_row(step.keys[i]));
-    for (int32_t token = step.query_starts[i]; token < step.query_starts[i + 1]; ++token)
-      slot_mapping.push_back(first_rows.back() + step.positions[static_cast<size_t>(token)]);
-  }
-  return BatchLayout(step.query_starts, step.context_lens, std::move(slot_mapping),
-                     std::move(first_rows), 0);
 }
 
 mx::array StepExecutor::input_ids(const PackedStep& step) const {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "cache/contiguous_kv_cache.h"
+#include "cache/kv_cache.h"
 #include "common/task_thread.h"
 #include "models/model.h"
 #include "runner/draw_tokens.h"
@@ -23,8 +23,6 @@ namespace vllm_metal {
 // step to schedule meanwhile. All of MLX is used on that thread; its streams belong to it.
 class StepExecutor {
  public:
-  using RequestKey = ContiguousKVCache::RequestKey;
-
   // Loads the model onto MLX's default device. Throws as load_model does.
   StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config, mx::Dtype dtype,
                LoadCallbacks callbacks);
@@ -38,7 +36,10 @@ class StepExecutor {
 
   KVCacheSpec kv_cache_spec() const { return *kv_cache_spec_; }
   size_t weight_bytes() const { return weight_bytes_; }
+  // One of the two, once.
   void initialize_kv_cache(int64_t num_tokens, int block_size);
+  void initialize_paged_kv_cache(int64_t num_blocks, int block_size);
+  void check_invariants(bool enabled);
   size_t kv_cache_bytes();
 
   // Gives back the cache of `released`, then starts the forward pass of `step`, if any. Returns at
@@ -70,7 +71,6 @@ class StepExecutor {
 
   void release(const std::vector<RequestKey>& keys);
   Launched forward(const PackedStep& step);
-  BatchLayout make_layout(const PackedStep& step);
   mx::array input_ids(const PackedStep& step) const;
   mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
   std::vector<mx::array> score_prompts(const mx::array& hidden, const PackedStep& step) const;
@@ -82,7 +82,7 @@ class StepExecutor {
   std::unique_ptr<Model> model_;  // null while the weights are unloaded
   size_t weight_bytes_ = 0;
   std::optional<KVCacheSpec> kv_cache_spec_;
-  std::optional<ContiguousKVCache> cache_;
+  std::unique_ptr<KVCache> cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned

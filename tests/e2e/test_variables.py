@@ -78,7 +78,6 @@ def test_what_does_not_fit_is_refused_with_all_figures(default_model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"),
         ("VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"),
         ("VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"),
     ],

@@ -40,7 +40,7 @@ def test_what_is_set_shows(capsys, monkeypatch):
         ("VLLM_MLX_DEVICE", "tpu", "gpu or cpu"),
         ("VLLM_METAL_BLOCK_SIZE", "0", "an integer from 1 to 1024"),
         ("VLLM_METAL_DEBUG", "2", "0 or 1"),
-        ("VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"),
+        ("VLLM_METAL_USE_PAGED_ATTENTION", "2", "0 or 1"),
         ("VLLM_USE_MODELSCOPE", "yes", "True or False"),
         ("VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"),
         ("VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"),
@@ -58,4 +58,4 @@ def test_the_documentation_has_the_same_table(capsys):
     assert main(["env", "--markdown"]) == 0
     table = capsys.readouterr().out
     assert table.count("\n") == 12
-    assert table in (ROOT / "docs" / "configuration.md").read_text()
+    assert (ROOT / "docs" / "configuration.md").read_text().count(table) == 1

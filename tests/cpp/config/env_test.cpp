@@ -22,6 +22,7 @@ TEST(Environment, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env.device, DeviceChoice::kGpuIfAvailable);
   EXPECT_EQ(env.block_size, 16);
   EXPECT_FALSE(env.block_size_is_set);
+  EXPECT_FALSE(env.paged_attention);
   EXPECT_FALSE(env.debug);
   EXPECT_FALSE(env.memory_fraction);
 }
@@ -37,11 +38,13 @@ TEST(Environment, ReadsValues) {
   const Environment env = read({{"VLLM_METAL_USE_MLX", "0"},
                                 {"VLLM_MLX_DEVICE", "cpu"},
                                 {"VLLM_METAL_BLOCK_SIZE", "32"},
+                                {"VLLM_METAL_USE_PAGED_ATTENTION", "1"},
                                 {"VLLM_METAL_DEBUG", "True"}});
   EXPECT_FALSE(env.use_mlx);
   EXPECT_EQ(env.device, DeviceChoice::kCpu);
   EXPECT_EQ(env.block_size, 32);
   EXPECT_TRUE(env.block_size_is_set);
+  EXPECT_TRUE(env.paged_attention);
   EXPECT_TRUE(env.debug);
   EXPECT_EQ(read({{"VLLM_MLX_DEVICE", "gpu"}}).device, DeviceChoice::kGpu);
 }
@@ -65,7 +68,7 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
       {"VLLM_METAL_MEMORY_FRACTION", "0,5", "auto or a number in (0, 1]"},
       {"VLLM_METAL_MEMORY_FRACTION", "nan", "auto or a number in (0, 1]"},
       {"VLLM_METAL_MEMORY_FRACTION", "AUTO ", "auto or a number in (0, 1]"},
-      {"VLLM_METAL_USE_PAGED_ATTENTION", "1", "unset or 0"},
+      {"VLLM_METAL_USE_PAGED_ATTENTION", "2", "0 or 1"},
       {"VLLM_USE_MODELSCOPE", "yes", "True or False"},
       {"VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"},
       {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"},
@@ -83,7 +86,6 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
 
 TEST(Environment, DefaultsOfAbsentFeaturesAreAccepted) {
   EXPECT_NO_THROW(read({{"VLLM_METAL_MEMORY_FRACTION", "auto"},
-                        {"VLLM_METAL_USE_PAGED_ATTENTION", "0"},
                         {"VLLM_USE_MODELSCOPE", "False"},
                         {"VLLM_METAL_PREFIX_CACHE", "0"}}));
 }
