@@ -17,6 +17,7 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
+constexpr const char* kAuto = "auto";
 // `auto` of the MLX-managed cache.
 constexpr double kSequences = 1.1;
 constexpr double kOverheadFactor = 1.2;
@@ -31,6 +32,8 @@ constexpr double kWiredShare = 0.95;
 
 // vLLM keeps a block to itself.
 constexpr int64_t kLeastBlocks = 2;
+// Of a paged cache whose size nobody named: with fewer there is nothing to share or to schedule.
+constexpr int64_t kLeastPagedBlocks = 16;
 
 std::string bytes_text(uint64_t bytes) {
   std::array<char, 32> buffer{};
@@ -144,7 +147,7 @@ class Planner {
     // Where the overhead leaves less than the activations take, they count.
     const uint64_t overhead = share_of(sum(facts_.model, kv_cache), kOverheadFactor - 1);
     const uint64_t margin = std::max(less(overhead, facts_.activations), kMinMargin);
-    const MemoryPlan plan = make("auto", kv_cache, margin);
+    const MemoryPlan plan = make(kAuto, kv_cache, margin);
     if (plan.memory_limit > usable() || plan.kv_cache < kLeastBlocks * cache_.block_bytes)
       refuse(plan);
     return plan;
@@ -161,11 +164,16 @@ class Planner {
     const uint64_t margin = margin_of(bytes);
     const MemoryPlan plan =
         make(basis, less(bytes, facts_.model + facts_.activations + margin), margin);
-    if (plan.kv_cache < kLeastBlocks * cache_.block_bytes) refuse_share(plan, bytes);
+    const uint64_t num_blocks = plan.kv_cache / cache_.block_bytes;
+    if (num_blocks == 0 || (!wishes_.paged && num_blocks < kLeastBlocks)) refuse_share(plan, bytes);
+    if (wishes_.paged && num_blocks < kLeastPagedBlocks)
+      throw std::runtime_error(text("[memory] Paged attention: computed num_blocks too low (",
+                                    num_blocks, " < minimum ", kLeastPagedBlocks, "). ",
+                                    parts_of_share(plan, bytes)));
     return plan;
   }
 
-  MemoryPlan automatic_paged() const { return of_share("auto", share_of(usable(), kPagedShare)); }
+  MemoryPlan automatic_paged() const { return of_share(kAuto, share_of(usable(), kPagedShare)); }
 
   MemoryPlan of_fraction(double fraction) const {
     const std::string basis = text("VLLM_METAL_MEMORY_FRACTION=", number_text(fraction));
@@ -173,10 +181,10 @@ class Planner {
     if (bytes > usable()) {
       const double most =
           std::floor(100 * static_cast<double>(usable()) / static_cast<double>(facts_.total)) / 100;
-      throw std::runtime_error(text("[memory] ", basis, " asks for ", bytes_text(bytes), " of ",
-                                    bytes_text(facts_.total), " but ", usable_text(),
-                                    ". Set it to ", number_text(most),
-                                    " or less or to auto, or close other programs."));
+      throw std::runtime_error(text(
+          "[memory] ", paged_text("requested memory exceeds what is available. "), basis,
+          " asks for ", bytes_text(bytes), " of ", bytes_text(facts_.total), " but ", usable_text(),
+          ". Set it to ", number_text(most), " or less or to auto, or close other programs."));
     }
     return of_share(basis, bytes);
   }
@@ -209,13 +217,24 @@ class Planner {
   }
 
   [[noreturn]] void refuse_share(const MemoryPlan& plan, uint64_t bytes) const {
-    throw std::runtime_error(text(
-        "[memory] ", plan.basis, " leaves nothing for the KV cache: of ", bytes_text(bytes), " of ",
-        bytes_text(facts_.total), " the model takes ", bytes_text(facts_.model), ", activations ",
-        bytes_text(facts_.activations), " and the margin ", bytes_text(plan.margin), "; ",
-        usable_text(),
-        ". Raise it, reduce --max-num-batched-tokens, use a smaller or quantised model, or close ",
-        "other programs."));
+    throw std::runtime_error(
+        text("[memory] ", paged_text("not enough memory for the KV cache. "), plan.basis,
+             " leaves nothing for the KV cache: ", parts_of_share(plan, bytes)));
+  }
+
+  std::string parts_of_share(const MemoryPlan& plan, uint64_t bytes) const {
+    return text("Of ", bytes_text(bytes), " of ", bytes_text(facts_.total), " the model takes ",
+                bytes_text(facts_.model), ", activations ", bytes_text(facts_.activations),
+                " and the margin ", bytes_text(plan.margin), "; a block has ",
+                bytes_text(cache_.block_bytes), "; ", usable_text(), ". ",
+                plan.basis == kAuto ? "Reduce" : text("Raise ", plan.basis, ", reduce"),
+                " --max-num-batched-tokens, use a smaller or quantised model, or close other ",
+                "programs.");
+  }
+
+  // What users of paged attention search for.
+  std::string paged_text(const char* what) const {
+    return wishes_.paged ? text("Paged attention: ", what) : "";
   }
 
   MemoryFacts facts_;

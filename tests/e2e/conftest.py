@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One server of the real model for all tests here, and what transformers says to its prompts."""
+"""A server of the real model for each mode of the KV cache, and what transformers says to its
+prompts.
+"""
 
 import json
 import os
@@ -29,8 +31,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slow)
-    # It stops the servers that the other tests use.
-    items.sort(key=lambda item: item.path == HERE / "test_stop.py")
+    # One mode after the other, each ending with the tests that stop the servers of the others.
+    items.sort(key=lambda item: (_mode_of(item) == "paged", item.path == HERE / "test_stop.py"))
+
+
+def _mode_of(item) -> str | None:
+    return item.callspec.params.get("kv_cache_mode") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(scope="session", params=["mlx-managed", "paged"])
+def kv_cache_mode(request) -> str:
+    """Name the KV cache of `server` and `tiny_server`; tests of these run once with each."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def mode_variables(kv_cache_mode) -> dict[str, str]:
+    """Return the environment that asks for the mode."""
+    return {"VLLM_METAL_USE_PAGED_ATTENTION": "01"[kv_cache_mode == "paged"]}
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +59,10 @@ def default_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(default_model, tmp_path_factory):
+def server(default_model, mode_variables, tmp_path_factory):
     """`vllm serve` of the default model in float32."""
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with Server(default_model, log, *SERVER_ARGUMENTS) as running:
+    with Server(default_model, log, *SERVER_ARGUMENTS, variables=mode_variables) as running:
         yield running
 
 
@@ -136,9 +154,10 @@ _ADDED_TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tiny_model, tmp_path_factory):
+def tiny_server(tiny_model, mode_variables, tmp_path_factory):
     """Serve the tiny model, as one that thinks first."""
     log = tmp_path_factory.mktemp("tiny") / "server.log"
     arguments = ("--kv-cache-memory-bytes", "16M", "--dtype", "float32")
-    with Server(tiny_model, log, *arguments, "--reasoning-parser", "deepseek_r1") as running:
+    arguments += ("--reasoning-parser", "deepseek_r1")
+    with Server(tiny_model, log, *arguments, variables=mode_variables) as running:
         yield running

@@ -123,10 +123,31 @@ TEST(MemoryPlan, AFractionThatIsNotThereSaysWhichIs) {
 
 TEST(MemoryPlan, AFractionThatTheModelTakesNamesTheParts) {
   const std::string message = message_of_plan(mac(16, 3 * kGiB), kSmol, {.fraction = 0.2});
-  for (const char* part : {"VLLM_METAL_MEMORY_FRACTION=0.2 leaves nothing for the KV cache",
-                           "of 3.20 GiB of 16.00 GiB", "the model takes 3.00 GiB",
-                           "activations 300.0 MiB", "the margin 128.0 MiB", "Raise it"})
+  for (const char* part :
+       {"VLLM_METAL_MEMORY_FRACTION=0.2 leaves nothing for the KV cache",
+        "Of 3.20 GiB of 16.00 GiB", "the model takes 3.00 GiB", "activations 300.0 MiB",
+        "the margin 128.0 MiB", "Raise VLLM_METAL_MEMORY_FRACTION=0.2"})
     EXPECT_THAT(message, testing::HasSubstr(part));
+}
+
+TEST(MemoryPlan, PagedRefusalsHaveTheWordsThatUsersKnow) {
+  EXPECT_THAT(message_of_plan(mac(16, kGiB), kSmol, {.fraction = 0.9, .paged = true}),
+              testing::StartsWith("[memory] Paged attention: requested memory exceeds what is "
+                                  "available. VLLM_METAL_MEMORY_FRACTION=0.9 asks for 14.40 GiB"));
+  EXPECT_THAT(message_of_plan(mac(16, 14 * kGiB), kSmol, {.paged = true}),
+              testing::AllOf(testing::StartsWith("[memory] Paged attention: not enough memory for "
+                                                 "the KV cache. auto leaves nothing"),
+                             testing::HasSubstr("the model takes 14.00 GiB"),
+                             testing::HasSubstr("Reduce --max-num-batched-tokens")));
+  // Room for some blocks of 2 MiB, not for sixteen.
+  const auto nine_tenths = static_cast<uint64_t>(0.9 * static_cast<double>(mac(16, 0).working_set));
+  const uint64_t margin = nine_tenths / 50;
+  MemoryFacts facts = mac(16, 0);
+  facts.model = nine_tenths - margin - facts.activations - 10 * kLlama8.block_bytes;
+  EXPECT_THAT(message_of_plan(facts, kLlama8, {.paged = true}),
+              testing::StartsWith("[memory] Paged attention: computed num_blocks too low ("));
+  facts.model -= 8 * kLlama8.block_bytes;
+  EXPECT_EQ(message_of_plan(facts, kLlama8, {.paged = true}), "");
 }
 
 TEST(MemoryPlan, TheUtilizationTakesWhatIsThere) {
