@@ -31,10 +31,11 @@ class Load:
     clients: int
     prompt_len: int
     new_tokens: int
+    shared_len: int = 0  # tokens at the start of every prompt, the same in all loads
 
 
 def drive(url: str, model: str, load: Load, seed: int) -> list[Request]:
-    """Return the requests' times. Prompts are random ids, so that none shares a prefix."""
+    """Return the requests' times. Prompts are random ids, but for the part that all share."""
     return asyncio.run(_drive(url, model, load, seed))
 
 
@@ -60,7 +61,8 @@ async def _client(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    prompt = rng.choices(VOCABULARY, k=load.prompt_len)
+    prompt = random.Random("shared").choices(VOCABULARY, k=load.shared_len)
+    prompt += rng.choices(VOCABULARY, k=load.prompt_len - load.shared_len)
     return await _send(session, body | {"prompt": prompt})
 
 

@@ -82,12 +82,20 @@ class Server:
 
 
 def ours(
-    model: Path, threads: int, *arguments: str, kv_cache_bytes: int = KV_CACHE_BYTES
+    model: Path,
+    threads: int,
+    *arguments: str,
+    kv_cache_bytes: int = KV_CACHE_BYTES,
+    paged: bool = False,
 ) -> Server:
     port = free_port()
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
     command += [*_address(port), *arguments, "--kv-cache-memory-bytes", str(kv_cache_bytes)]
-    return Server(command, port, {"OMP_NUM_THREADS": str(threads)})
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_METAL_USE_PAGED_ATTENTION": "01"[paged],
+    }
+    return Server(command, port, variables)
 
 
 def vllm_cpu(model: Path, threads: int, *arguments: str) -> Server:
