@@ -9,14 +9,10 @@
 #include <numbers>
 #include <stdexcept>
 
+#include "cache/contiguous_kv_cache.h"
+
 namespace vllm_metal {
 namespace {
-
-// No layer is asked for here.
-class NoCache final : public KVCache {
- public:
-  KVView view(int, const BatchLayout&) override { throw std::logic_error("not used"); }
-};
 
 TEST(RotaryEmbedding, PlainFrequencies) {
   const auto frequencies = RotaryEmbedding({.theta = 10000.0}, 8).inverse_frequencies(1);
@@ -96,7 +92,7 @@ TEST(RotaryEmbedding, CosinesAndSinesOfEachTokensPosition) {
                               .original_max_position_embeddings = 512,
                               .attention_factor = 1.5},
                              4);
-  NoCache cache;
+  ContiguousKVCache cache({1, 1, 4, mx::float32}, 16, 16);  // not used
   const BatchLayout layout({0, 2, 3}, {2, 8}, {0, 1, 9}, {0, 2}, 0);
   const std::vector<int32_t> positions{0, 1, 7}, lens{2, 8};
   const ForwardContext context{layout, positions, lens, cache};
