@@ -56,7 +56,8 @@ def _patch_engine_args() -> None:
     """Serves 0.32 and 0.33. Goes when platforms can set defaults of engine arguments.
 
     Prefix caching: vLLM turns it on by itself, and once it has, nothing tells that from a user's
-    wish. Only the engine arguments know, so they refuse the wish and change the default.
+    wish. Only the engine arguments know, so they refuse the wish and change the default where the
+    KV cache has no blocks that could be reused.
 
     Names of models: with ModelScope, and offline, they become folders before vLLM looks for the
     files one by one, each in a cache of its own. What a hub answers is told in one message.
@@ -68,7 +69,7 @@ def _patch_engine_args() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    from vllm_metal import hub, hub_errors
+    from vllm_metal import envs, hub, hub_errors
 
     if hasattr(EngineArgs, _PATCHED):
         return
@@ -76,12 +77,13 @@ def _patch_engine_args() -> None:
 
     @functools.wraps(create_engine_config)
     def prepare_and_create(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
-        if self.enable_prefix_caching:
-            raise ValueError(
-                "Prefix caching is not supported yet by the MLX-managed KV cache; remove the "
-                "option --enable-prefix-caching."
-            )
-        self.enable_prefix_caching = False
+        if not envs.paged_attention():
+            if self.enable_prefix_caching:
+                raise ValueError(
+                    "Prefix caching is not supported yet by the MLX-managed KV cache; remove the "
+                    "option --enable-prefix-caching."
+                )
+            self.enable_prefix_caching = False
         with hub_errors.readable_errors(self.model, self.revision):
             hub.localize(self)
             return create_engine_config(self, *args, **kwargs)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,42 @@ def test_block_sizes_that_differ(engine_config, monkeypatch):
     monkeypatch.setenv("VLLM_METAL_BLOCK_SIZE", "32")
     with pytest.raises(ValueError, match="--block-size 64 and VLLM_METAL_BLOCK_SIZE=32 differ"):
         engine_config(block_size=64)
+
+
+@pytest.mark.parametrize(
+    ("paged", "option", "is_on"),
+    [("1", None, True), ("1", True, True), ("1", False, False), ("0", None, False)],
+)
+def test_prefix_caching(engine_config, monkeypatch, paged, option, is_on):
+    """It is on in the paged mode unless told otherwise, as in vLLM."""
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", paged)
+    config = engine_config(enable_prefix_caching=option)
+    assert config.cache_config.enable_prefix_caching == is_on
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+@pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128])
+def test_block_sizes_of_paged_attention(engine_config, monkeypatch, block_size, way):
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", "1")
+    if way == "variable":
+        monkeypatch.setenv("VLLM_METAL_BLOCK_SIZE", str(block_size))
+    config = engine_config(block_size=block_size if way == "option" else None)
+    assert config.cache_config.block_size == block_size
+
+
+@pytest.mark.parametrize("block_size", [1, 24, 256])
+def test_block_sizes_that_paged_attention_refuses(engine_config, monkeypatch, block_size):
+    message = "Paged attention: {} must be one of 8, 16, 32, 64, 128 tokens but is {}."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_METAL_BLOCK_SIZE", str(block_size))
+        assert engine_config().cache_config.block_size == block_size  # the MLX-managed mode can
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", "1")
+    with pytest.raises(ValueError, match=re.escape(message.format("--block-size", block_size))):
+        engine_config(block_size=block_size)
+    monkeypatch.setenv("VLLM_METAL_BLOCK_SIZE", str(block_size))
+    variable = message.format("VLLM_METAL_BLOCK_SIZE", block_size)
+    with pytest.raises(ValueError, match=re.escape(variable)):
+        engine_config()
 
 
 def test_environment_is_checked_before_the_model_is_looked_at(
