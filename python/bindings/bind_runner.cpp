@@ -275,6 +275,8 @@ void bind_runner(nb::module_& module) {
            "Set how many tokens live requests may keep, in blocks of block_size.")
       .def("initialize_paged_kv_cache", &ModelRunner::initialize_paged_kv_cache, "num_blocks"_a,
            "block_size"_a, "Make a pool of blocks that the caller hands out; see `launch`.")
+      .def("block_ids", &ModelRunner::block_ids, "request_id"_a,
+           "Blocks of a live request in the paged KV cache, in the order of its tokens.")
       .def("check_invariants", &ModelRunner::check_invariants, "enabled"_a,
            "Have each step check what must hold of paged blocks.")
       .def("unload_weights", &ModelRunner::unload_weights, nb::call_guard<nb::gil_scoped_release>(),

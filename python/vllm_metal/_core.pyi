@@ -324,6 +324,11 @@ class ModelRunner:
     def initialize_paged_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Make a pool of blocks that the caller hands out; see `launch`."""
 
+    def block_ids(self, request_id: str) -> list[int]:
+        """
+        Blocks of a live request in the paged KV cache, in the order of its tokens.
+        """
+
     def check_invariants(self, enabled: bool) -> None:
         """Have each step check what must hold of paged blocks."""
 

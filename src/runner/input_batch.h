@@ -57,6 +57,8 @@ class InputBatch {
   Batch pack(const StepInput& input) const;
 
   size_t size() const { return requests_.size(); }
+  // Of the paged KV cache. Throws std::invalid_argument for an unknown request.
+  const std::vector<int32_t>& block_ids(const std::string& id) const { return find(id)->block_ids; }
 
  private:
   using State = std::shared_ptr<RequestState>;

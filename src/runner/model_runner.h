@@ -48,6 +48,8 @@ class ModelRunner {
   // The same for the paged cache, whose blocks the scheduler hands out. `block_size` is one of
   // PagedKVCache::kBlockSizes.
   void initialize_paged_kv_cache(int64_t num_blocks, int block_size);
+  // Blocks of a live request, in the order of its tokens, as the last launched step left them.
+  std::vector<int32_t> block_ids(const std::string& id) const { return batch_.block_ids(id); }
   // Has each step check what must hold of blocks, if they are paged; for tests.
   void check_invariants(bool enabled) { executor_.check_invariants(enabled); }
 
