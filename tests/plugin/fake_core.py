@@ -3,13 +3,15 @@
 
 It checks the scheduler's contract at every step: the positions of a request are computed once
 and in order, its tokens are those it was given and those it drew, and the KV cache never holds
-more blocks than it was promised. The token after a prefix is `next_token(prefix)`, so a test can
-predict every output, whatever the batches, the chunks and the preemptions were.
+more blocks than it was promised; if it is paged, a request's blocks hold its own tokens and no
+others. The token after a prefix is `next_token(prefix)`, so a test can predict every output,
+whatever the batches, the chunks and the preemptions were.
 """
 
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar
 
@@ -184,6 +186,40 @@ class Request:
     num_output: int
     params: SamplingParams
     num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+def _prefixes(tokens):
+    """Return a hash of each prefix of `tokens`, the shortest first."""
+    return accumulate(tokens, lambda before, token: hash((before, token)))
+
+
+class BlockPool:
+    """What the blocks of a paged KV cache hold: of each token all that it depends on."""
+
+    def __init__(self, num_blocks, block_size):
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._slots = {}  # by block and place in it
+
+    def copy(self, source, target):
+        for place in range(self.block_size):
+            self._slots[target, place] = self._slots.get((source, place))
+
+    def write(self, request, begin, end):
+        for position, prefix in enumerate(_prefixes(request.tokens[:end])):
+            if position >= begin:
+                self._slots[self._slot(request, position)] = prefix
+
+    def check(self, request):
+        """Everything computed of a request is where its blocks say."""
+        for position, prefix in enumerate(_prefixes(request.tokens[: request.num_computed])):
+            found = self._slots.get(self._slot(request, position))
+            assert found == prefix, "a block holds something else"
+
+    def _slot(self, request, position):
+        block = request.blocks[position // self.block_size]
+        assert 0 < block < self.num_blocks
+        return block, position % self.block_size
 
 
 @dataclass
@@ -192,6 +228,7 @@ class Counts:
     chunks: int = 0
     preemptions: int = 0
     largest_batch: int = 0
+    prefix_hits: int = 0
 
 
 class ModelRunner:
@@ -233,9 +270,25 @@ class ModelRunner:
         assert num_tokens > 0
         assert num_tokens % block_size == 0
         self.capacity, self.block_size = num_tokens, block_size
+        self.pool = None
+
+    def initialize_paged_kv_cache(self, num_blocks, block_size):
+        assert num_blocks > 1
+        assert block_size in (8, 16, 32, 64, 128)
+        self.capacity, self.block_size = num_blocks * block_size, block_size
+        self.pool = BlockPool(num_blocks, block_size)
 
     def launch(
-        self, *, finished=(), preempted=(), new_requests=(), sessions=(), updates=(), scheduled=()
+        self,
+        *,
+        finished=(),
+        preempted=(),
+        new_requests=(),
+        sessions=(),
+        updates=(),
+        scheduled=(),
+        blocks=(),
+        block_copies=(),
     ):
         for request_id in finished:
             self.requests.pop(request_id, None)
@@ -251,9 +304,18 @@ class ModelRunner:
             self.requests[request_id] = Request(list(tokens), num_output, params, computed)
         for request_id, tokens in updates:
             assert self.requests[request_id].tokens == tokens
+        if self.pool is not None:
+            assert not sessions, "blocks say what is computed"
+            self._take_blocks(blocks, scheduled)
+            for source, target in block_copies:
+                self.pool.copy(source, target)
         for request_id, num_computed, num_scheduled in scheduled:
             self._compute(self.requests[request_id], num_computed, num_scheduled)
-        self._check_capacity()
+        if self.pool is None:
+            self._check_capacity()
+        else:  # once all is written: a prefix may be shared in the step that computes it
+            for request_id, *_ in scheduled:
+                self.pool.check(self.requests[request_id])
         self._scheduled = scheduled
 
     def draw(self, *, grammar_ids=(), bitmask=None, given=()):
@@ -268,9 +330,23 @@ class ModelRunner:
         self.launch(**arguments)
         return self.draw().wait()
 
+    def _take_blocks(self, blocks, scheduled):
+        """Requests with other blocks than before may have computed tokens in them."""
+        num_computed = {request_id: computed for request_id, computed, _ in scheduled}
+        for request_id, block_ids, replaces in blocks:
+            request = self.requests[request_id]
+            if replaces:
+                assert request.num_computed == 0
+                request.blocks = []
+                request.num_computed = num_computed[request_id]
+                self.counts.prefix_hits += request.num_computed > 0
+            request.blocks += block_ids
+
     def _compute(self, request, num_computed, num_scheduled):
         assert num_computed == request.num_computed, "a position is skipped or computed twice"
         assert num_scheduled > 0
+        if self.pool is not None:
+            self.pool.write(request, num_computed, num_computed + num_scheduled)
         request.num_computed += num_scheduled
         assert request.num_computed <= len(request.tokens)
 

@@ -38,13 +38,18 @@ def token_prompts(prompts):
 
 
 def random_prompts(count, seed):
+    """Make prompts of up to 150 tokens, a third of which share their first 50."""
     generator = random.Random(seed)
+
+    def words(number):
+        return [generator.randrange(model.FIRST_TOKEN, NAN_TOKEN) for _ in range(number)]
+
+    prefix = words(50)
     return [
-        [
-            generator.randrange(model.FIRST_TOKEN, NAN_TOKEN)
-            for _ in range(generator.randrange(1, 150))
-        ]
-        for _ in range(count)
+        prefix + words(generator.randrange(1, 100))
+        if index % 3 == 0
+        else words(generator.randrange(1, 150))
+        for index in range(count)
     ]
 
 
@@ -170,3 +175,16 @@ def test_exact_in_the_second_dialect(engines, monkeypatch, async_scheduling):
     llm = engines(**SMALL_CACHE, async_scheduling=async_scheduling)
     assert llm.llm_engine.vllm_config.use_v2_model_runner
     check_under_pressure(llm)
+
+
+@pytest.mark.parametrize("second_dialect", [False, True])
+def test_exact_with_paged_attention(engines, monkeypatch, second_dialect):
+    """The blocks of every request hold its tokens, whoever computed them."""
+    import vllm.config.vllm
+
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", "1")
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", second_dialect)
+    llm = engines(**SMALL_CACHE)
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == second_dialect
+    check_under_pressure(llm)
+    assert model.ModelRunner.instances[-1].counts.prefix_hits > 10

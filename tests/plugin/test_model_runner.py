@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import LogprobsLists
 from vllm_metal.torch_draw import TorchDraw
@@ -18,34 +19,37 @@ def runner(fake_core):
     return model_runner
 
 
-def new_request(request_id, prompt, *, num_computed_tokens=0, prefill=None):
+def new_request(request_id, prompt, *, num_computed_tokens=0, prefill=None, blocks=(1,)):
     return NewRequestData(
         req_id=request_id,
         prompt_token_ids=prompt,
         mm_features=[],
         sampling_params=GREEDY,
         pooling_params=None,
-        block_ids=([1],),
+        block_ids=(list(blocks),),
         num_computed_tokens=num_computed_tokens,
         lora_request=None,
         prefill_token_ids=prefill,
     )
 
 
-def cached_requests(num_computed_tokens, *, all_token_ids=None, resumed=()):
-    """`num_computed_tokens` by request id."""
+def cached_requests(num_computed_tokens, *, all_token_ids=None, resumed=(), blocks=None):
+    """`num_computed_tokens` and new `blocks` by request id."""
+    new_blocks = [(blocks or {}).get(request_id) for request_id in num_computed_tokens]
     return CachedRequestData(
         req_ids=list(num_computed_tokens),
         resumed_req_ids=set(resumed),
         new_token_ids=[],
         all_token_ids=all_token_ids or {},
-        new_block_ids=[None] * len(num_computed_tokens),
+        new_block_ids=[None if new is None else (new,) for new in new_blocks],
         num_computed_tokens=list(num_computed_tokens.values()),
         num_output_tokens=[1] * len(num_computed_tokens),
     )
 
 
-def scheduler_output(num_scheduled_tokens, *, new=(), cached=None, finished=(), preempted=()):
+def scheduler_output(
+    num_scheduled_tokens, *, new=(), cached=None, finished=(), preempted=(), copies=None
+):
     output = SchedulerOutput.make_empty()
     output.scheduled_new_reqs = list(new)
     output.scheduled_cached_reqs = cached or cached_requests({})
@@ -53,6 +57,7 @@ def scheduler_output(num_scheduled_tokens, *, new=(), cached=None, finished=(), 
     output.total_num_scheduled_tokens = sum(num_scheduled_tokens.values())
     output.finished_req_ids = set(finished)
     output.preempted_req_ids = set(preempted)
+    output.kv_cache_block_copies = copies
     return output
 
 
@@ -116,6 +121,60 @@ def test_more_input_for_a_session_keeps_what_is_computed(runner, fake_core):
     assert step["sessions"] == [("a", [1, 2, 3, 4, 5], 0, params)]
     assert step["updates"] == []
     assert step["scheduled"] == [("a", 3, 2)]
+
+
+def test_blocks_are_those_of_new_requests_and_more_of_running_ones(runner):
+    """Without the paged cache nobody hears of them."""
+    step = scheduler_output(
+        {"a": 20, "b": 1, "c": 1},
+        new=[new_request("a", [5] * 20, blocks=[7, 3])],
+        cached=cached_requests({"b": 16, "c": 4}, blocks={"b": [9]}),
+    )
+    arguments = runner.step_arguments(step, paged=True)
+    assert arguments["blocks"] == [("a", [7, 3], True), ("b", [9], False)]
+    assert arguments["block_copies"] == []
+    assert not {"blocks", "block_copies"} & set(runner.step_arguments(step))
+
+
+def test_a_hit_in_the_prefix_cache_is_a_new_request_with_computed_tokens(runner, fake_core):
+    """It is none that keeps what it had, as a session of the MLX-managed cache."""
+    request = new_request("a", [5] * 20, num_computed_tokens=16, blocks=[7, 3])
+    step = runner.step_arguments(scheduler_output({"a": 4}, new=[request]), paged=True)
+    params = fake_core.SamplingParams(temperature=0.0)
+    assert step["new_requests"] == [("a", [5] * 20, 0, params)]
+    assert step["sessions"] == []
+    assert step["scheduled"] == [("a", 16, 4)]
+    assert step["blocks"] == [("a", [7, 3], True)]
+
+
+def test_blocks_of_resumed_requests_replace_theirs(runner):
+    """In the first dialect; one that only runs on, or gets none, keeps its own."""
+    cached = cached_requests(
+        {"a": 16, "b": 31, "c": 8},
+        all_token_ids={"a": [5] * 18},
+        resumed=["a"],
+        blocks={"a": [4, 8], "b": [2, 6]},
+    )
+    step = runner.step_arguments(scheduler_output({"a": 2, "b": 2, "c": 1}, cached=cached), True)
+    assert step["updates"] == [("a", [5] * 18)]
+    assert step["scheduled"] == [("a", 16, 2), ("b", 31, 2), ("c", 8, 1)]
+    assert step["blocks"] == [("a", [4, 8], True), ("b", [2, 6], False)]
+
+
+def test_blocks_of_a_resumed_request_of_the_second_dialect(runner, fake_core):
+    request = new_request(
+        "a", [1, 2], prefill=[1, 2, *range(3, 18)], num_computed_tokens=16, blocks=[5, 6]
+    )
+    step = runner.step_arguments(scheduler_output({"a": 1}, new=[request]), paged=True)
+    params = fake_core.SamplingParams(temperature=0.0)
+    assert step["new_requests"] == [("a", [1, 2, *range(3, 18)], 15, params)]
+    assert step["blocks"] == [("a", [5, 6], True)]
+
+
+def test_blocks_to_copy(runner):
+    copies = [KVCacheBlockCopy(3, 4), KVCacheBlockCopy(3, 9)]
+    step = scheduler_output({"a": 1}, cached=cached_requests({"a": 4}), copies=copies)
+    assert runner.step_arguments(step, paged=True)["block_copies"] == [(3, 4), (3, 9)]
 
 
 def test_output(runner, fake_core):
