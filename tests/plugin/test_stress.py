@@ -2,6 +2,7 @@
 """vLLM's engine on the real core with too little memory: answers are those of requests alone."""
 
 import copy
+import itertools
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from tests.plugin.conftest import one_engine_at_a_time
+from tests.plugin.step_watch import StepWatch
 from tests.plugin.tiny_model import EOS, VOCAB_SIZE
 
 # 39 blocks (block 0 is vLLM's own) of 16 tokens, for 120 requests of up to 210 tokens.
@@ -40,12 +42,19 @@ KINDS = (
 
 
 def requests(number=NUM_REQUESTS):
-    """Make prompts of 1 to 150 tokens with parameters of every kind."""
+    """Make prompts of 1 to 150 tokens with parameters of every kind; some begin alike."""
     generator = random.Random(7)
+    prefixes = {
+        length: [generator.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(length)]
+        for length in (20, 48, 70)
+    }
     made = []
     for index in range(number):
         length = generator.randrange(1, 150)
         prompt = [generator.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(length)]
+        if index % 7 in (1, 2, 4):
+            prefix = prefixes[(20, 48, 70)[index // 7 % 3]]
+            prompt[: len(prefix)] = prefix
         kind = KINDS[index % len(KINDS)]
         options = {"max_tokens": generator.randrange(1, 60)}
         options["ignore_eos"] = index % 3 > 0 and "structured_outputs" not in kind
@@ -85,10 +94,8 @@ def check_logprobs(found, expected, what):
             assert entry.logprob == pytest.approx(other_entry.logprob, abs=LOGPROB_TOLERANCE), what
 
 
-def num_preemptions(llm):
-    return sum(
-        metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
-    )
+def counter(llm, name):
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == f"vllm:{name}")
 
 
 @pytest.fixture(scope="module")
@@ -105,32 +112,89 @@ def alone(make_engine):
     return generate(llm, requests())
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(False, False), (False, True), (True, False), (True, True)],
-    ids=["sync-v1", "sync-v2", "async-v1", "async-v2"],
-)
-def small_engine(request, alone, make_engine):
+def name_of(case):
+    paged, async_scheduling, second_dialect = case
+    return "-".join(
+        (
+            "paged" if paged else "managed",
+            "async" if async_scheduling else "sync",
+            "v2" if second_dialect else "v1",
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=itertools.product((False, True), repeat=3), ids=name_of)
+def case(request):
+    """Whether the KV cache is paged, scheduling asynchronous, the dialect the second."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def small_engine(case, alone, make_engine):
     """Make an engine with few blocks, for both dialects of vLLM's scheduler."""
     import vllm.config.vllm
 
-    async_scheduling, second_dialect = request.param
+    paged, async_scheduling, second_dialect = case
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", str(int(paged)))
         # Scheduler and front end take the second dialect where Triton has a driver.
         patch.setattr(vllm.config.vllm, "HAS_TRITON", second_dialect)
         llm = make_engine(**SMALL_CACHE, async_scheduling=async_scheduling)
         config = llm.llm_engine.vllm_config
         assert config.use_v2_model_runner == second_dialect
         assert config.scheduler_config.async_scheduling == async_scheduling
+        assert config.cache_config.enable_prefix_caching == paged
         yield llm
 
 
-def test_every_answer_is_the_one_alone(small_engine, alone):
-    before = num_preemptions(small_engine)
+@pytest.fixture(scope="module")
+def watch(case, small_engine):
+    """Watch the steps of a paged cache; None for the other."""
+    return StepWatch(small_engine) if case[0] else None
+
+
+@pytest.fixture(autouse=True)
+def all_blocks_come_back(watch, small_engine):
+    blocks = free_blocks(small_engine)
+    yield
+    assert free_blocks(small_engine) == blocks == SMALL_CACHE["num_gpu_blocks_override"] - 1
+
+
+def test_every_answer_is_the_one_alone(small_engine, alone, watch):
+    before = counter(small_engine, "num_preemptions")
     outputs = generate(small_engine, requests())
-    assert num_preemptions(small_engine) - before > 20
+    assert counter(small_engine, "num_preemptions") - before > 20
     for index, (output, expected) in enumerate(zip(outputs, alone, strict=True)):
         check(output, expected, f"request {index}")
+    if watch is not None:
+        assert watch.num_tables > 1000
+        assert watch.hits.new > 20
+        assert watch.hits.resumed > 5
+
+
+def test_cached_tokens(small_engine, case):
+    """They are whole blocks, and not all of a prompt: its last token is always computed."""
+    paged, *_ = case
+    generator = random.Random(12)
+    prompt = [generator.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(50)]
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    small_engine.reset_prefix_cache()
+    names = ("prefix_cache_queries", "prefix_cache_hits")
+    before = [counter(small_engine, name) for name in names]
+    # Both at once: the second uses blocks that the same step computes.
+    outputs = generate(small_engine, [(prompt, params)] * 2)
+    answer = list(outputs[0].outputs[0].token_ids)
+    asked = [prompt[:48], prompt[:33], [*prompt, *answer], [*prompt, *answer[:15]], prompt[:9]]
+    outputs += [generate(small_engine, [(other, params)])[0] for other in [*asked, answer]]
+    # Of the answer's 20 tokens the first 19 were computed after the prompt.
+    expected = [0, 48, 32, 32, 64, 64, 0, 0] if paged else [0] * 8
+    assert [output.num_cached_tokens for output in outputs] == expected
+    num_queries = sum(len(output.prompt_token_ids) for output in outputs) if paged else 0
+    counted = [counter(small_engine, name) for name in names]
+    assert [now - then for now, then in zip(counted, before, strict=True)] == [
+        num_queries,
+        sum(expected),
+    ]
 
 
 def step_until(engine, done, limit=3000):
@@ -155,7 +219,6 @@ def test_aborts_and_request_ids_used_again(small_engine, alone, monkeypatch):
     # The engine, too, sees an id again at once, instead of one made unique.
     monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
     engine, asked = small_engine.llm_engine, requests()
-    blocks = free_blocks(small_engine)
     generator = random.Random(11)
     names = [f"request-{index}" for index in range(30)]
 
@@ -180,7 +243,6 @@ def test_aborts_and_request_ids_used_again(small_engine, alone, monkeypatch):
     assert not engine.has_unfinished_requests()
     for name, index in current.items():
         check(seen[name], alone[index], f"request {index} as {name}")
-    assert free_blocks(small_engine) == blocks
 
 
 def test_several_answers(small_engine):
@@ -245,14 +307,12 @@ def test_streaming_input(small_engine):
         "session",
         SamplingParams(output_kind=RequestOutputKind.DELTA, presence_penalty=0.5, **options),
     )
-    blocks = free_blocks(small_engine)
     heard = []
     for part in parts:
         session.send(part)
         heard.append(session.listen(8))
     session.send([0], last=True)
     small_engine.llm_engine.step()
-    assert free_blocks(small_engine) == blocks
     prompt = []
     for part, answer in zip(parts, heard, strict=True):
         prompt += part
