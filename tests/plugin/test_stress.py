@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's engine on the real core with too little memory: answers are those of requests alone."""
 
-import copy
 import itertools
 import random
 
@@ -11,6 +10,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from tests.plugin.conftest import one_engine_at_a_time
 from tests.plugin.step_watch import StepWatch
+from tests.plugin.streaming_session import Session
 from tests.plugin.tiny_model import EOS, VOCAB_SIZE
 
 # 39 blocks (block 0 is vLLM's own) of 16 tokens, for 120 requests of up to 210 tokens.
@@ -19,6 +19,7 @@ SMALL_CACHE = {
     "max_num_batched_tokens": 64,
     "max_num_seqs": 16,
     "disable_log_stats": False,  # preemptions are counted there
+    "enable_sleep_mode": True,
 }
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_logprobs": -1}
 NUM_REQUESTS = 120
@@ -197,6 +198,18 @@ def test_cached_tokens(small_engine, case):
     ]
 
 
+def test_nothing_is_cached_after_a_sleep(small_engine):
+    """The blocks' memory was given back, so that no prefix lies in them any more."""
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    asked = [([5, 6, 7] * 30, params)]
+    (before,) = generate(small_engine, asked)
+    small_engine.sleep(level=1)
+    small_engine.wake_up()
+    (after,) = generate(small_engine, asked)
+    assert after.num_cached_tokens == 0
+    assert after.outputs[0].token_ids == before.outputs[0].token_ids
+
+
 def step_until(engine, done, limit=3000):
     """Step an engine, collecting finished outputs by request id, until `done(finished)`."""
     finished = {}
@@ -260,42 +273,6 @@ def test_several_answers(small_engine):
         found = [list(answer.token_ids) for answer in output.outputs]
         assert found == [list(one.outputs[0].token_ids) for one in alone]
         assert len({*map(tuple, found)}) == 6
-
-
-class Session:
-    """A request whose prompt comes in parts: vLLM's streaming input, without its event loop."""
-
-    def __init__(self, llm, name, params):
-        self.engine, self.name, self.params = llm.llm_engine, name, params
-        self.request_id = None  # the one that the engine made of the name
-
-    def send(self, prompt, *, last=False):
-        request = self.engine.input_processor.process_inputs(
-            self.request_id or self.name,
-            {"prompt_token_ids": list(prompt)},
-            self.params,
-            supported_tasks=self.engine.get_supported_tasks(),
-            resumable=not last,
-        )
-        if self.request_id is None:
-            self.engine.input_processor.assign_request_id(request)
-            self.request_id = request.request_id
-        else:
-            request.external_req_id = self.name
-        self.engine.output_processor.add_request(request, None, None, 0)
-        # The core of the engine, in a process of its own as a rule, extends its prompt.
-        self.engine.engine_core.add_request(copy.deepcopy(request))
-
-    def listen(self, num_tokens):
-        """Return the next tokens of the answer, which comes in deltas."""
-        tokens = []
-        for _ in range(200):
-            for output in self.engine.step():
-                if output.request_id == self.name:
-                    tokens += output.outputs[0].token_ids
-            if len(tokens) >= num_tokens:
-                return tokens
-        raise AssertionError(f"{len(tokens)} tokens of {num_tokens}")
 
 
 def test_streaming_input(small_engine):

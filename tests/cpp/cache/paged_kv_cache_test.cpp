@@ -5,121 +5,25 @@
 
 #include <gmock/gmock.h>
 
-#include <cmath>
 #include <map>
 #include <random>
 #include <stdexcept>
 #include <utility>
 
 #include "cache/contiguous_kv_cache.h"
+#include "cache/paged_kv_cache_checker.h"
 #include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "kernels/kv_write.h"
 #include "kernels/varlen_attention.h"
-#include "support/block_tables.h"
 #include "support/error_of.h"
 
 namespace vllm_metal {
 namespace {
 
-using test::BlockTables;
-using test::error_of;
+using namespace test;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-constexpr KVCacheSpec kSpec{
-    .num_layers = 2, .num_kv_heads = 2, .head_dim = 16, .dtype = mx::float32};
-
-// How many tokens requests get in a step.
-using More = std::vector<std::pair<RequestKey, int32_t>>;
-
-CacheStep step_of(const More& more, const std::map<RequestKey, int32_t>& lengths,
-                  const BlockTables<RequestKey>& tables) {
-  CacheStep step;
-  step.query_starts = {0};
-  for (const auto& [key, count] : more) {
-    step.keys.push_back(key);
-    step.query_starts.push_back(step.query_starts.back() + count);
-    step.context_lens.push_back(lengths.at(key));
-    step.block_tables.push_back(tables.of(key));
-  }
-  return step;
-}
-
-// What a token's key holds in all places; its value holds the negative.
-float expected(RequestKey key, int32_t position, int layer) {
-  return static_cast<float>(key) * 20000 + static_cast<float>(position) * 2 +
-         static_cast<float>(layer);
-}
-
-// Keys of the tokens that a step adds: [num_tokens, num_kv_heads, head_dim].
-mx::array new_keys(const CacheStep& step, int layer) {
-  const int width = kSpec.num_kv_heads * kSpec.head_dim;
-  std::vector<float> keys;
-  for (size_t i = 0; i < step.keys.size(); ++i) {
-    const int32_t count = step.query_starts[i + 1] - step.query_starts[i];
-    for (int32_t at = step.context_lens[i] - count; at < step.context_lens[i]; ++at)
-      keys.insert(keys.end(), static_cast<size_t>(width), expected(step.keys[i], at, layer));
-  }
-  return mx::array(keys.begin(), {step.query_starts.back(), kSpec.num_kv_heads, kSpec.head_dim},
-                   mx::float32);
-}
-
-class Checker {
- public:
-  Checker(int64_t num_blocks, int block_size)
-      : cache(kSpec, num_blocks, block_size), tables(num_blocks, block_size) {
-    cache.check_invariants(true);
-  }
-
-  // A step in which requests get more tokens.
-  BatchLayout append(const More& more, std::vector<BlockCopy> copies = {}) {
-    for (const auto& [key, count] : more) tables.grow(key, lengths[key] += count);
-    CacheStep step = step_of(more, lengths, tables);
-    step.block_copies = std::move(copies);
-    BatchLayout layout = cache.prepare(step);
-    for (int layer = 0; layer < kSpec.num_layers; ++layer) {
-      KVView view = cache.view(layer, layout);
-      const mx::array keys = new_keys(step, layer);
-      kv_write(view, keys, mx::negative(keys));
-    }
-    return layout;
-  }
-
-  void release(RequestKey key) {
-    cache.release(key);
-    tables.release(key);
-    lengths.erase(key);
-  }
-
-  void check() {
-    for (const auto& [key, length] : lengths)
-      for (int32_t position = 0; position < length; ++position)
-        ASSERT_NO_FATAL_FAILURE(check_token(tables.of(key), position, key));
-  }
-
-  // Token `position` of a table is the one that request `key` wrote.
-  void check_token(const std::vector<int32_t>& table, int32_t position, RequestKey key) {
-    const int size = cache.block_size();
-    const auto row = static_cast<size_t>(table.at(static_cast<size_t>(position / size)) * size +
-                                         position % size);
-    const size_t width = static_cast<size_t>(kSpec.num_kv_heads * kSpec.head_dim);
-    for (int layer = 0; layer < kSpec.num_layers; ++layer) {
-      KVView view = cache.view(layer, any);
-      mx::eval(view.keys, view.values);
-      for (const size_t at : {row * width, row * width + width - 1}) {
-        ASSERT_EQ(view.keys.data<float>()[at], expected(key, position, layer))
-            << "request " << key << ", token " << position << ", layer " << layer;
-        ASSERT_EQ(view.values.data<float>()[at], -expected(key, position, layer));
-      }
-    }
-  }
-
-  const BatchLayout any{{0, 1}, {1}, {0}, {0}, 0};
-  PagedKVCache cache;
-  BlockTables<RequestKey> tables;
-  std::map<RequestKey, int32_t> lengths;
-};
 
 class PagedKVCacheOfAnyBlockSize : public testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(BlockSizes, PagedKVCacheOfAnyBlockSize,
@@ -127,7 +31,7 @@ INSTANTIATE_TEST_SUITE_P(BlockSizes, PagedKVCacheOfAnyBlockSize,
                          testing::PrintToStringParamName());
 
 TEST_P(PagedKVCacheOfAnyBlockSize, KeepsTokensWhileRequestsComeAndGo) {
-  Checker checker(60, GetParam());
+  PagedChecker checker(60, GetParam());
   std::mt19937 random(7);
   RequestKey next_key = 0;
   for (int step = 0; step < 120; ++step) {
@@ -179,7 +83,7 @@ TEST_P(PagedKVCacheOfAnyBlockSize, AttentionSeesWhatItSeesInAContiguousCache) {
 
 TEST_P(PagedKVCacheOfAnyBlockSize, CopiesBlocksOfAllLayersBeforeTheStepWrites) {
   const int size = GetParam();
-  Checker checker(8, size);
+  PagedChecker checker(8, size);
   checker.append({{1, 2 * size}});
   // Request 2 gets copies of both blocks and goes on after them; request 1 goes on, too.
   checker.tables.grow(2, 2 * size);
@@ -223,7 +127,7 @@ TEST(PagedKVCache, RefusesSizesItIsNotMadeFor) {
 }
 
 TEST(PagedKVCache, RefusesTablesThatAreTooShortOrNameNoBlock) {
-  Checker checker(12, 16);
+  PagedChecker checker(12, 16);
   checker.append({{1, 40}, {2, 20}});
   const CacheStep good = step_of({{1, 1}, {2, 1}}, checker.lengths, checker.tables);
   const auto refusal = [&](const std::vector<int32_t>& table) {
@@ -250,7 +154,7 @@ TEST(PagedKVCache, GivesItsMemoryBackAndTakesItAgain) {
   mx::synchronize();
   const size_t before = memory_use().active;
   const size_t pool = 50 * 32 * kSpec.bytes_per_token();
-  Checker checker(50, 32);
+  PagedChecker checker(50, 32);
   EXPECT_EQ(checker.cache.nbytes(), pool);
   EXPECT_GE(memory_use().active, before + pool);
   checker.append({{1, 200}});
@@ -269,7 +173,7 @@ TEST(PagedKVCache, GivesItsMemoryBackAndTakesItAgain) {
 }
 
 TEST(PagedKVCache, MemoryAndPointersStayWithStepsInFlight) {
-  Checker checker(64, 16);
+  PagedChecker checker(64, 16);
   checker.cache.check_invariants(false);  // which wait for each step
   checker.append({{1, 10}, {2, 300}});
   checker.check();
@@ -296,7 +200,7 @@ TEST(PagedKVCache, MemoryAndPointersStayWithStepsInFlight) {
 
 TEST(PagedKVCache, NoticesThatTheNullBlockWasWritten) {
   for (const bool in_values : {false, true}) {
-    Checker checker(8, 8);
+    PagedChecker checker(8, 8);
     checker.append({{1, 4}});
     const BatchLayout null_block({0, 1}, {1}, {5}, {PagedKVCache::kNullBlock}, 8);
     KVView view = checker.cache.view(1, null_block);
@@ -311,7 +215,7 @@ TEST(PagedKVCache, NoticesThatTheNullBlockWasWritten) {
 }
 
 TEST(PagedKVCache, ChecksOnlyWhenAsked) {
-  Checker checker(8, 8);
+  PagedChecker checker(8, 8);
   checker.append({{1, 4}});
   CacheStep step = step_of({{1, 4}}, checker.lengths, checker.tables);
   step.keys = {2};  // writes where request 1 did

@@ -20,10 +20,14 @@ class BlockScheduler {
   // Has a request that is about to start or to resume begin with the first blocks of another: a hit
   // in the prefix cache. Returns how many of its tokens are computed thereby.
   int32_t share(const std::string& id, const std::string& owner, size_t num_blocks) {
-    begin(id);
+    tables_.release(id);
+    begun_.insert(id);
     tables_.share(id, owner, num_blocks);
     return static_cast<int32_t>(num_blocks) * tables_.block_size();
   }
+
+  // Has a request that comes anew under its id keep its blocks: more input for a session.
+  void keep(const std::string& id) { begun_.insert(id); }
 
   // The step, with blocks for its tokens. Without: those of requests that end or are preempted.
   StepInput with_blocks(StepInput input) {
@@ -52,11 +56,6 @@ class BlockScheduler {
   size_t num_free() const { return tables_.num_free(); }
 
  private:
-  void begin(const std::string& id) {
-    tables_.release(id);
-    begun_.insert(id);
-  }
-
   BlockTables<std::string> tables_;
   std::set<std::string> begun_;  // that have blocks before their step
 };
