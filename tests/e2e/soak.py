@@ -47,7 +47,8 @@ class Sample:
     """The server's processes at a time, in seconds since the traffic began."""
 
     time: float
-    rss: int
+    rss: int  # of all processes
+    engine_rss: int
     threads: int
     files: int
     running: float
@@ -88,12 +89,13 @@ class Soak:
             f"{tally['seeded_other']} of {tally['seeded_compared']} seeded ones had another",
             f"{tally['prompt_tokens']} prompt tokens, {tally['cached_tokens']} of them cached; "
             f"{tally['completion_tokens']} generated",
-            f"{self.metrics['vllm:num_preemptions_total']:.0f} preemptions",
-            "  minute   RSS MiB   threads   files   running   waiting   KV cache",
+            f"{self.metrics.get('vllm:num_preemptions_total', 0.0):.0f} preemptions",
+            "  minute   RSS MiB   engine's   threads   files   running   waiting   KV cache",
         ]
         step = max(1, len(self.samples) // 20)
         lines += [
-            f"{s.time / 60:8.1f}{s.rss / MIB:10.1f}{s.threads:10}{s.files:8}"
+            f"{s.time / 60:8.1f}{s.rss / MIB:10.1f}{s.engine_rss / MIB:11.1f}"
+            f"{s.threads:10}{s.files:8}"
             f"{s.running:10.0f}{s.waiting:10.0f}{s.kv_cache_usage:11.2f}"
             for s in self.samples[::step]
         ]
@@ -108,9 +110,11 @@ def take_sample(server: Server, since: float) -> Sample:
     parent = psutil.Process(server.pid)
     processes = [parent, *parent.children(recursive=True)]
     now = metrics(server)
+    rss = {process: process.memory_info().rss for process in processes}
     return Sample(
         time=time.monotonic() - since,
-        rss=sum(process.memory_info().rss for process in processes),
+        rss=sum(rss.values()),
+        engine_rss=sum(used for process, used in rss.items() if "EngineCore" in process.name()),
         threads=sum(process.num_threads() for process in processes),
         files=sum(process.num_fds() for process in processes),
         running=now["vllm:num_requests_running"],
@@ -124,7 +128,8 @@ async def _sample_until(
 ) -> None:
     since = time.monotonic()
     while not done.is_set():
-        samples.append(await asyncio.to_thread(take_sample, server, since))
+        with contextlib.suppress(OSError, psutil.Error):  # the end tells of a server that is gone
+            samples.append(await asyncio.to_thread(take_sample, server, since))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), every)
 
@@ -150,12 +155,17 @@ def run_soak(server: Server, *, mode: str, seconds: float, clients: int, seed: i
     before, idle = metrics(server), take_sample(server, time.monotonic())
     soak = Soak(mode, seconds, clients)
     soak.samples = asyncio.run(_drive(server, traffic, clients, seconds))
+    soak.tally = asdict(traffic.tally)
     check = _checker(soak)
+    try:
+        metrics(server)
+    except OSError as error:
+        check("the server lives", False, f"{error}\n{server.tail()}")
+        return soak
     with contextlib.suppress(AssertionError):  # a check tells
         wait_until(lambda: is_idle(server), IDLE_SECONDS)
     after, end = metrics(server), take_sample(server, time.monotonic() - seconds)
     soak.metrics = {name: after[name] - before.get(name, 0.0) for name in after}
-    soak.tally = asdict(traffic.tally)
     _check_accounting(check, soak, end)
     _check_growth(check, soak, idle, end)
     return soak
@@ -202,7 +212,11 @@ def _check_growth(check: Callable, soak: Soak, idle: Sample, end: Sample) -> Non
     middle = soak.seconds / 2
     first = [sample for sample in soak.samples if sample.time < middle]
     second = [sample for sample in soak.samples if middle <= sample.time < soak.seconds]
-    settled = statistics.median(s.rss for s in first if s.time > 0.8 * middle)
+    end_of_first = [sample.rss for sample in first if sample.time > 0.8 * middle]
+    if not end_of_first or not second:
+        check("nothing grows", False, f"{len(soak.samples)} samples are too few to tell")
+        return
+    settled = statistics.median(end_of_first)
     peak = max(s.rss for s in second)
     limit = settled + max(RSS_BYTES, RSS_SHARE * settled)
     check(
