@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <vector>
 
@@ -171,6 +170,8 @@ inline AttentionInputs some_of(const AttentionInputs& inputs, int begin, int end
           tokens_of(inputs.values, first_key, last_key)};
 }
 
+constexpr double kNoSink = -std::numeric_limits<double>::infinity();
+
 // Keys [begin, end) of a key head, as a query head sees them. Rows lie `stride` apart.
 struct ReferenceHead {
   const double* keys;
@@ -179,11 +180,11 @@ struct ReferenceHead {
   int head_dim;
   double scale;
   double soft_cap;
-  std::optional<double> sink;
+  double sink;
 
   void attend(const double* query, int begin, int end, double* out) const {
     std::vector<double> weights(end - begin);
-    double highest = sink.value_or(-std::numeric_limits<double>::infinity());
+    double highest = sink;
     for (int key = begin; key < end; ++key) {
       double score = scale * std::inner_product(query, query + head_dim,
                                                 keys + static_cast<size_t>(key) * stride, 0.0);
@@ -191,7 +192,7 @@ struct ReferenceHead {
       weights[key - begin] = score;
       highest = std::max(highest, score);
     }
-    double sum = sink ? std::exp(*sink - highest) : 0;
+    double sum = std::exp(sink - highest);
     std::fill_n(out, head_dim, 0.0);
     for (int key = begin; key < end; ++key) {
       const double weight = std::exp(weights[key - begin] - highest);
@@ -227,7 +228,7 @@ inline std::vector<double> attention_reference(const AttentionInputs& inputs,
                                       head_dim,
                                       options.scale,
                                       options.soft_cap,
-                                      choice.sinks ? std::optional(sinks[head]) : std::nullopt};
+                                      choice.sinks ? sinks[head] : kNoSink};
         reference.attend(queries.data() + offset, begin, end, result.data() + offset);
       }
     }

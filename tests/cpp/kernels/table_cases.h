@@ -5,10 +5,13 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <iostream>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/covering_array.h"
 #include "kernels/kernel_test.h"
 
 namespace vllm_metal::testing_support {
@@ -68,6 +71,58 @@ inline mx::array placed(const mx::array& plain, Placement placement) {
 inline bool all_cases() {
   const char* value = std::getenv("VLLM_METAL_TEST_OPS");
   return value != nullptr && std::string(value) == "full";
+}
+
+// The cases of a table: all pairs of choices, or the whole product where that is wanted.
+inline std::vector<Levels> table_cases(const std::vector<int>& counts, unsigned seed) {
+  return all_cases() ? product_of(counts) : AllPairs(counts, seed).cases();
+}
+
+// Says on stderr how far a long table is, where all cases are wanted.
+class Progress {
+ public:
+  explicit Progress(size_t total) : total_(total) {}
+  void step() {
+    if (++done_ % 200 != 0 && done_ != total_) return;
+    if (all_cases()) std::cerr << "  " << done_ << " of " << total_ << " cases" << std::endl;
+  }
+
+ private:
+  size_t total_;
+  size_t done_ = 0;
+};
+
+// Where a table is run: on the CPU with one of its instruction sets, or on the GPU.
+struct TableDevice {
+  std::optional<cpu::Isa> isa;  // none: the GPU
+
+  void use() const {
+    mx::set_default_device(isa ? mx::Device::cpu : mx::Device::gpu);
+    if (isa) cpu::set_isa(*isa);
+  }
+};
+
+inline std::string name_of(const TableDevice& device) {
+  return device.isa ? std::string(cpu::name_of(*device.isa)) : "gpu";
+}
+
+inline std::vector<TableDevice> gpu_if_any() {
+  if (mx::is_available(mx::Device::gpu)) return {TableDevice{}};
+  return {};
+}
+
+// Every instruction set, for ops that have SIMD kernels, and the GPU.
+inline std::vector<TableDevice> table_devices() {
+  auto devices = gpu_if_any();
+  for (cpu::Isa isa : cpu::supported_isas()) devices.push_back({isa});
+  return devices;
+}
+
+// The CPU and the GPU.
+inline std::vector<TableDevice> table_devices_of_copies() {
+  auto devices = gpu_if_any();
+  devices.push_back({cpu::supported_isas().front()});
+  return devices;
 }
 
 // Chooses among the cases of a table, other ones each time and the same ones in each run, so that
