@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that begin alike: what is said to be cached, what is counted, and that nothing changes."""
+"""Prompts that begin alike: what is cached and counted, and that answers do not change."""
 
 import pytest
 
