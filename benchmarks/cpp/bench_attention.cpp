@@ -64,7 +64,7 @@ double seconds_of(const Shape& shape, const Case& c) {
     const auto start = std::chrono::steady_clock::now();
     mx::array x = queries;
     for (int i = 0; i < shape.layers; ++i)
-      x = varlen_attention(x, {keys[i], values[i], layout}, 0.125f);
+      x = varlen_attention(x, {keys[i], values[i], layout}, {.scale = 0.125f});
     mx::eval(x);
     best = std::min(
         best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

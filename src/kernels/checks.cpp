@@ -32,4 +32,13 @@ void check_shape(const char* op, const char* name, const mx::array& x, const mx:
       text("[", op, "] ", name, " must have shape ", shape, " but has ", x.shape(), "."));
 }
 
+void check_caches(const char* op, const mx::array& keys, const mx::array& values) {
+  if (keys.ndim() != 3 || values.shape() != keys.shape()) {
+    throw std::invalid_argument(
+        text("[", op, "] the key cache and the value cache must have one shape, (num_rows,",
+             "num_kv_heads,head_dim), but have ", keys.shape(), " and ", values.shape(), "."));
+  }
+  check_same_dtype(op, "the value cache", values, "the key cache", keys);
+}
+
 }  // namespace vllm_metal

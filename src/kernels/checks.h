@@ -21,4 +21,7 @@ void check_rank(const char* op, const char* name, const mx::array& x, int rank);
 // `x` has exactly this shape.
 void check_shape(const char* op, const char* name, const mx::array& x, const mx::Shape& shape);
 
+// A layer's key cache and value cache have one shape, of three dimensions, and one dtype.
+void check_caches(const char* op, const mx::array& keys, const mx::array& values);
+
 }  // namespace vllm_metal

@@ -22,17 +22,8 @@ void check_slots(const char* op, const std::vector<int32_t>& slot_mapping, int n
                                    *lowest < 0 ? *lowest : *highest, "."));
 }
 
-void check_caches(const char* op, const KVView& view) {
-  if (view.keys.ndim() != 3 || view.values.shape() != view.keys.shape()) {
-    throw std::invalid_argument(text(
-        "[", op, "] the key cache and the value cache must have one shape, (num_rows,",
-        "num_kv_heads,head_dim), but have ", view.keys.shape(), " and ", view.values.shape(), "."));
-  }
-  check_same_dtype(op, "the value cache", view.values, "the key cache", view.keys);
-}
-
 void check_arguments(const KVView& view, const mx::array& keys, const mx::array& values) {
-  check_caches("kv_write", view);
+  check_caches("kv_write", view.keys, view.values);
   const mx::Shape shape{view.layout.num_tokens(), view.keys.shape(1), view.keys.shape(2)};
   check_shape("kv_write", "keys", keys, shape);
   check_shape("kv_write", "values", values, shape);
@@ -53,7 +44,7 @@ mx::array write_run(const mx::array& cache, const mx::array& tokens, int begin, 
 
 void check_cache_for_writing(const char* op, const KVView& view, int num_kv_heads, int head_dim,
                              mx::Dtype dtype) {
-  check_caches(op, view);
+  check_caches(op, view.keys, view.values);
   check_shape(op, "the key cache", view.keys, {view.keys.shape(0), num_kv_heads, head_dim});
   if (view.keys.dtype() != dtype)
     throw std::invalid_argument(

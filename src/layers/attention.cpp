@@ -22,7 +22,7 @@ mx::array Attention::operator()(const mx::array& x, const mx::array& cos_sin,
                                 ForwardContext& context) const {
   KVView cache = context.cache.view(config_.layer, context.layout);
   const mx::array queries = rotary_kv_write(qkv_(x), cos_sin, config_.heads, cache);
-  const mx::array attended = varlen_attention(queries, cache, config_.scale);
+  const mx::array attended = varlen_attention(queries, cache, {.scale = config_.scale});
   return output_(
       mx::reshape(attended, {attended.shape(0), config_.heads.num_heads * config_.heads.head_dim}));
 }

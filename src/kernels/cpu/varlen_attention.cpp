@@ -151,10 +151,11 @@ class VarlenAttention : public CpuPrimitive {
 
 }  // namespace
 
-mx::array varlen_attention(const mx::array& queries, const KVView& view, float scale) {
+mx::array varlen_attention(const mx::array& queries, const KVView& view,
+                           const AttentionOptions& options) {
   const BatchLayout& layout = view.layout;
   return mx::array(queries.shape(), queries.dtype(),
-                   std::make_shared<VarlenAttention>(scale, layout.block_size),
+                   std::make_shared<VarlenAttention>(options.scale, layout.block_size),
                    {queries, view.keys, view.values, layout.query_starts_array,
                     layout.context_lens_array, layout.block_tables_array});
 }

@@ -19,14 +19,14 @@ const std::vector<RequestShape> kMixedBatch{{57, 20}, {33, 33}, {1, 1},   {5, 1}
 
 float scale_of(int head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
 
-using AttentionOp = mx::array (*)(const mx::array&, const KVView&, float);
+using AttentionOp = mx::array (*)(const mx::array&, const KVView&, const AttentionOptions&);
 
 mx::array run(const AttentionInputs& inputs, const PlacedBatch& batch,
               AttentionOp op = varlen_attention) {
   mx::array keys = fill_cache(batch, inputs.keys);
   mx::array values = fill_cache(batch, inputs.values);
   const KVView view{keys, values, batch.layout};
-  mx::array result = op(inputs.queries, view, scale_of(inputs.queries.shape(2)));
+  mx::array result = op(inputs.queries, view, {.scale = scale_of(inputs.queries.shape(2))});
   mx::eval(result);
   return result;
 }
@@ -207,7 +207,8 @@ TEST_F(VarlenAttentionOnce, IsOneNode) {
   const auto batch = place(requests, 0);
   mx::array keys = fill_cache(batch, inputs.keys);
   mx::array values = fill_cache(batch, inputs.values);
-  const auto result = varlen_attention(inputs.queries, {keys, values, batch.layout}, 1.0f);
+  const auto result =
+      varlen_attention(inputs.queries, {keys, values, batch.layout}, {.scale = 1.0f});
   EXPECT_EQ(result.inputs()[0].id(), inputs.queries.id());
   EXPECT_EQ(result.inputs()[1].id(), keys.id());
 }
@@ -229,7 +230,7 @@ std::string refusal(const mx::array& queries, const BatchLayout& layout,
   mx::array keys = mx::zeros({32, 2, 16}, dtype);
   mx::array values = keys;
   return message_of<std::invalid_argument>(
-      [&] { varlen_attention(queries, {keys, values, layout}, 1.0f); });
+      [&] { varlen_attention(queries, {keys, values, layout}, {.scale = 1.0f}); });
 }
 
 TEST_F(VarlenAttentionOnce, RefusesQueriesThatDoNotFit) {
