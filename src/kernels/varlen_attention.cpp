@@ -199,7 +199,7 @@ mx::array attend(const mx::array& queries, const mx::array& keys, const mx::arra
 mx::array varlen_attention(const mx::array& queries, const KVView& view,
                            const AttentionOptions& options) {
   check_arguments(queries, view, options);
-  if (use_cpu_kernels() && options.plain()) return cpu::varlen_attention(queries, view, options);
+  if (use_cpu_kernels()) return cpu::varlen_attention(queries, view, options);
   if (use_gpu_kernels() && gpu::has_attention_kernel(queries.shape(2)))
     return gpu::varlen_attention(queries, view, options);
   return varlen_attention_fallback(queries, view, options);

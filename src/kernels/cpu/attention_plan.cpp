@@ -19,7 +19,7 @@ constexpr int64_t kPartsPerThread = 4;
 constexpr int64_t kProductsPerRange = 200'000;
 
 int64_t cost_of(const TileWork& tile, int group_size) {
-  return tile.num_keys * (tile.num_queries * group_size + kLoadCost);
+  return (tile.num_keys - tile.first_key) * (tile.num_queries * group_size + kLoadCost);
 }
 
 void add_tiles(const AttentionBatch& batch, int request, std::vector<TileWork>& tiles) {
@@ -28,8 +28,11 @@ void add_tiles(const AttentionBatch& batch, int request, std::vector<TileWork>& 
   const int64_t num_cached = batch.context_lens[request] - num_queries;
   for (int first = 0; first < num_queries; first += queries_per_tile) {
     const int count = std::min(queries_per_tile, num_queries - first);
+    const int64_t own = num_cached + first;  // the first query's own key
+    const int64_t first_key =
+        batch.sliding_window == 0 ? 0 : std::max<int64_t>(0, own + 1 - batch.sliding_window);
     for (int kv_head = 0; kv_head < batch.num_kv_heads; ++kv_head)
-      tiles.push_back({request, kv_head, first, count, num_cached + first + count, 1});
+      tiles.push_back({request, kv_head, first, count, first_key, own + count, 1});
   }
 }
 
@@ -45,7 +48,8 @@ AttentionPlan plan_attention(const AttentionBatch& batch, int head_dim, int num_
   for (size_t i = 0; i < plan.tiles.size(); ++i) {
     TileWork& tile = plan.tiles[i];
     if (num_threads > 1 && cost_of(tile, batch.group_size) > fair_cost)
-      tile.num_parts = static_cast<int>((tile.num_keys + kKeySpan - 1) / kKeySpan);
+      tile.num_parts =
+          static_cast<int>((tile.num_keys - 1) / kKeySpan - tile.first_key / kKeySpan) + 1;
     for (int part = 0; part < tile.num_parts; ++part)
       plan.parts.push_back({static_cast<int>(i), part});
   }

@@ -13,7 +13,8 @@ struct AttentionBatch {
   const int32_t* query_starts;  // [num_requests + 1]
   const int32_t* context_lens;  // [num_requests]
   int num_kv_heads;
-  int group_size;  // query heads of a key head
+  int group_size;          // query heads of a key head
+  int sliding_window = 0;  // keys that a query sees; 0: all
 };
 
 // Queries [first_query, first_query + num_queries) of a request and one key head.
@@ -22,11 +23,12 @@ struct TileWork {
   int kv_head;
   int first_query;  // in the request
   int num_queries;
-  int64_t num_keys;  // that the last query attends to
-  int num_parts;     // 1, or the number of spans, which are then computed apart
+  int64_t first_key;  // that the first query sees
+  int64_t num_keys;   // up to the last query's own
+  int num_parts;      // 1, or the number of spans from first_key on, which are then computed apart
 };
 
-// Part `part` of a tile: one span of its keys, or all.
+// Part `part` of a tile: one span of the keys that it sees, or all.
 struct PartWork {
   int tile;
   int part;

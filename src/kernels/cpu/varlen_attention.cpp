@@ -45,6 +45,7 @@ AttentionTile AttentionTask::make_tile(const TileWork& work) const {
   const int64_t cache_offset = static_cast<int64_t>(work.kv_head) * tile.head_dim;
   result.num_queries = work.num_queries;
   result.num_keys = work.num_keys - work.num_queries + 1;
+  if (tile.sinks != nullptr) result.sinks = tile.sinks + head;
   result.queries =
       advanced(tile.queries, tile.type, token * tile.query_stride + head * tile.query_head_stride);
   result.output =
@@ -82,12 +83,14 @@ void AttentionTask::operator()() const {
     const int num_rows = work.num_queries * batch.group_size;
     const int64_t state_floats = kernels.state_floats(num_rows, tile.head_dim);
     float* scratch = thread_scratch(state_floats + kernels.scratch_floats(num_rows, tile.head_dim));
+    const int64_t first_span = work.first_key / kKeySpan;
     if (work.num_parts == 1) {
-      kernels.attend(current, 0, work.num_keys, scratch, scratch + state_floats);
+      kernels.attend(current, first_span * kKeySpan, work.num_keys, scratch,
+                     scratch + state_floats);
       kernels.finish(current, scratch, 1);
       return;
     }
-    const int64_t begin = int64_t{part.part} * kKeySpan;
+    const int64_t begin = (first_span + part.part) * kKeySpan;
     float* state = states.data() + state_begins[part.tile] + part.part * state_floats;
     kernels.attend(current, begin, std::min(work.num_keys, begin + kKeySpan), state, scratch);
   };
@@ -102,10 +105,15 @@ void AttentionTask::operator()() const {
   }
 }
 
-// {queries, keys, values, query_starts, context_lens, block_tables} -> attended queries
+// {queries, keys, values, query_starts, context_lens, block_tables, and sinks where there are any}
+// -> attended queries
 class VarlenAttention : public CpuPrimitive {
  public:
-  VarlenAttention(float scale, int block_size) : scale_(scale), block_size_(block_size) {}
+  VarlenAttention(const AttentionOptions& options, int block_size)
+      : scale_(options.scale),
+        sliding_window_(options.sliding_window),
+        soft_cap_(options.soft_cap),
+        block_size_(block_size) {}
 
   const char* name() const override { return "VarlenAttention"; }
 
@@ -122,13 +130,17 @@ class VarlenAttention : public CpuPrimitive {
                   .query_starts = inputs[3].data<int32_t>(),
                   .context_lens = inputs[4].data<int32_t>(),
                   .num_kv_heads = keys.shape(1),
-                  .group_size = queries.shape(1) / keys.shape(1)};
+                  .group_size = queries.shape(1) / keys.shape(1),
+                  .sliding_window = sliding_window_};
     task.tile = {.type = element_type_of(queries.dtype()),
                  .head_dim = queries.shape(2),
                  .num_queries = 0,
                  .group_size = task.batch.group_size,
                  .scale = scale_,
+                 .soft_cap = soft_cap_,
+                 .sinks = inputs.size() > 6 ? row_contiguous(inputs[6]).data<float>() : nullptr,
                  .num_keys = 0,
+                 .window = sliding_window_ == 0 ? kNoWindow : sliding_window_,
                  .queries = queries.data<void>(),
                  .query_stride = queries.strides()[0],
                  .query_head_stride = queries.strides()[1],
@@ -146,6 +158,8 @@ class VarlenAttention : public CpuPrimitive {
 
  private:
   float scale_;
+  int sliding_window_;
+  float soft_cap_;
   int block_size_;
 };
 
@@ -154,10 +168,16 @@ class VarlenAttention : public CpuPrimitive {
 mx::array varlen_attention(const mx::array& queries, const KVView& view,
                            const AttentionOptions& options) {
   const BatchLayout& layout = view.layout;
+  std::vector<mx::array> inputs{queries,
+                                view.keys,
+                                view.values,
+                                layout.query_starts_array,
+                                layout.context_lens_array,
+                                layout.block_tables_array};
+  if (options.sinks) inputs.push_back(*options.sinks);
   return mx::array(queries.shape(), queries.dtype(),
-                   std::make_shared<VarlenAttention>(options.scale, layout.block_size),
-                   {queries, view.keys, view.values, layout.query_starts_array,
-                    layout.context_lens_array, layout.block_tables_array});
+                   std::make_shared<VarlenAttention>(options, layout.block_size),
+                   std::move(inputs));
 }
 
 }  // namespace vllm_metal::cpu

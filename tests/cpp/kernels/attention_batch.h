@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
 #include "kernels/kernel_test.h"
 #include "kernels/kv_view.h"
+#include "kernels/varlen_attention.h"
 
 namespace vllm_metal::testing_support {
 
@@ -120,42 +122,113 @@ inline AttentionInputs make_inputs(const std::vector<RequestShape>& requests,
           random_array({cached, heads.num_kv_heads, heads.head_dim}, dtype, seed + 2)};
 }
 
-// softmax(scale * query · keys) · values of one query over the first `num_keys` of `keys`, which
-// lie `stride` apart.
-inline void attend_reference(const double* query, const double* keys, const double* values,
-                             int num_keys, int stride, int head_dim, double scale, double* out) {
-  std::vector<double> weights(num_keys);
-  double highest = -std::numeric_limits<double>::infinity();
-  for (int key = 0; key < num_keys; ++key) {
-    weights[key] = scale * std::inner_product(query, query + head_dim, keys + key * stride, 0.0);
-    highest = std::max(highest, weights[key]);
-  }
-  double sum = 0;
-  for (double& weight : weights) sum += weight = std::exp(weight - highest);
-  for (int d = 0; d < head_dim; ++d) {
-    double total = 0;
-    for (int key = 0; key < num_keys; ++key) total += weights[key] * values[key * stride + d];
-    out[d] = total / sum;
-  }
+// What a case asks for beside the usual scale, head_dim^-0.5.
+struct OptionChoice {
+  int sliding_window = 0;
+  float soft_cap = 0;
+  bool sinks = false;
+};
+
+inline AttentionOptions options_of(const AttentionInputs& inputs, const OptionChoice& choice) {
+  AttentionOptions options{
+      .scale = 1 / std::sqrt(static_cast<float>(inputs.queries.shape(2))),
+      .sliding_window = choice.sliding_window,
+      .soft_cap = choice.soft_cap,
+  };
+  // Around the highest scores, so that some heads lose much to their sink and others little.
+  if (choice.sinks)
+    options.sinks = random_array({inputs.queries.shape(1)}, mx::float32, 77, 2.0f) + 2.0f;
+  return options;
 }
 
-inline std::vector<double> attention_reference(const AttentionInputs& inputs, float scale) {
+using AttentionOp = mx::array (*)(const mx::array&, const KVView&, const AttentionOptions&);
+
+// The op on the inputs, placed in a cache as `batch` says.
+inline mx::array attend(const AttentionInputs& inputs, const PlacedBatch& batch,
+                        const OptionChoice& choice = {}, AttentionOp op = varlen_attention) {
+  mx::array keys = fill_cache(batch, inputs.keys);
+  mx::array values = fill_cache(batch, inputs.values);
+  mx::array result = op(inputs.queries, {keys, values, batch.layout}, options_of(inputs, choice));
+  mx::eval(result);
+  return result;
+}
+
+inline mx::array tokens_of(const mx::array& x, int begin, int end) {
+  return mx::slice(x, {begin, 0, 0}, {end, x.shape(1), x.shape(2)});
+}
+
+// Requests [begin, end) of a batch, alone.
+inline AttentionInputs some_of(const AttentionInputs& inputs, int begin, int end) {
+  const auto starts = query_starts_of(inputs.requests);
+  int first_key = 0, last_key = 0;
+  for (int i = 0; i < end; ++i) {
+    if (i < begin) first_key += inputs.requests[i].context_len;
+    last_key += inputs.requests[i].context_len;
+  }
+  return {{inputs.requests.begin() + begin, inputs.requests.begin() + end},
+          tokens_of(inputs.queries, starts[begin], starts[end]),
+          tokens_of(inputs.keys, first_key, last_key),
+          tokens_of(inputs.values, first_key, last_key)};
+}
+
+// Keys [begin, end) of a key head, as a query head sees them. Rows lie `stride` apart.
+struct ReferenceHead {
+  const double* keys;
+  const double* values;
+  int stride;
+  int head_dim;
+  double scale;
+  double soft_cap;
+  std::optional<double> sink;
+
+  void attend(const double* query, int begin, int end, double* out) const {
+    std::vector<double> weights(end - begin);
+    double highest = sink.value_or(-std::numeric_limits<double>::infinity());
+    for (int key = begin; key < end; ++key) {
+      double score = scale * std::inner_product(query, query + head_dim,
+                                                keys + static_cast<size_t>(key) * stride, 0.0);
+      if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
+      weights[key - begin] = score;
+      highest = std::max(highest, score);
+    }
+    double sum = sink ? std::exp(*sink - highest) : 0;
+    std::fill_n(out, head_dim, 0.0);
+    for (int key = begin; key < end; ++key) {
+      const double weight = std::exp(weights[key - begin] - highest);
+      sum += weight;
+      const double* value = values + static_cast<size_t>(key) * stride;
+      for (int d = 0; d < head_dim; ++d) out[d] += weight * value[d];
+    }
+    for (int d = 0; d < head_dim; ++d) out[d] /= sum;
+  }
+};
+
+inline std::vector<double> attention_reference(const AttentionInputs& inputs,
+                                               const OptionChoice& choice = {}) {
+  const AttentionOptions options = options_of(inputs, choice);
   const int num_heads = inputs.queries.shape(1), head_dim = inputs.queries.shape(2);
   const int num_kv_heads = inputs.keys.shape(1);
   const auto queries = values_of(inputs.queries);
   const auto keys = values_of(inputs.keys), values = values_of(inputs.values);
+  const auto sinks = options.sinks ? values_of(*options.sinks) : std::vector<double>{};
   std::vector<double> result(queries.size());
   size_t query = 0, first_key = 0;
   for (const auto& request : inputs.requests) {
     for (int i = 0; i < request.num_queries; ++i, ++query) {
+      const int end = request.context_len - request.num_queries + i + 1;
+      const int begin = choice.sliding_window == 0 ? 0 : std::max(0, end - choice.sliding_window);
       for (int head = 0; head < num_heads; ++head) {
         const size_t offset = (query * num_heads + head) * head_dim;
         const size_t kv_offset =
             (first_key * num_kv_heads + head / (num_heads / num_kv_heads)) * head_dim;
-        attend_reference(queries.data() + offset, keys.data() + kv_offset,
-                         values.data() + kv_offset,
-                         request.context_len - request.num_queries + i + 1, num_kv_heads * head_dim,
-                         head_dim, scale, result.data() + offset);
+        const ReferenceHead reference{keys.data() + kv_offset,
+                                      values.data() + kv_offset,
+                                      num_kv_heads * head_dim,
+                                      head_dim,
+                                      options.scale,
+                                      options.soft_cap,
+                                      choice.sinks ? std::optional(sinks[head]) : std::nullopt};
+        reference.attend(queries.data() + offset, begin, end, result.data() + offset);
       }
     }
     first_key += request.context_len;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 
@@ -16,10 +17,11 @@ struct Batch {
   std::vector<int32_t> context_lens;
   int num_kv_heads;
   int group_size;
+  int sliding_window = 0;
 
   AttentionPlan plan(int num_threads) const {
     return plan_attention({static_cast<int>(context_lens.size()), query_starts.data(),
-                           context_lens.data(), num_kv_heads, group_size},
+                           context_lens.data(), num_kv_heads, group_size, sliding_window},
                           64, num_threads);
   }
 };
@@ -67,6 +69,17 @@ TEST(AttentionPlan, SplitsALongDecodeForSeveralThreadsOnly) {
   const Batch decode{{0, 1}, {4000}, 2, 4};
   EXPECT_EQ(decode.plan(1).parts.size(), 2u);
   EXPECT_EQ(decode.plan(2).parts.size(), 16u);
+}
+
+TEST(AttentionPlan, WindowLeavesOutSpansThatNoQuerySees) {
+  const Batch decode{{0, 1}, {4000}, 2, 4, 600};  // keys 3400 to 3999: spans 6 and 7
+  const AttentionPlan plan = decode.plan(2);
+  ASSERT_EQ(plan.tiles.size(), 2u);
+  EXPECT_EQ(plan.tiles[0].first_key, 3400);
+  EXPECT_EQ(plan.tiles[0].num_parts, 2);
+  Batch prefill{{0, 3000}, {3000}, 1, 3, 100};
+  for (const TileWork& tile : prefill.plan(2).tiles)
+    EXPECT_EQ(tile.first_key, std::max(0, tile.first_query + 1 - 100));
 }
 
 TEST(AttentionPlan, LeavesEnoughTilesWhole) {

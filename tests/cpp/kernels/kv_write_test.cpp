@@ -6,30 +6,13 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "kernels/cache_test.h"
 #include "kernels/table_cases.h"
 
 namespace vllm_metal {
 namespace {
 
 using namespace testing_support;
-
-// One request whose tokens go to the given rows.
-BatchLayout layout_of(std::vector<int32_t> slots) {
-  const int32_t num_tokens = static_cast<int32_t>(slots.size());
-  return BatchLayout({0, num_tokens}, {num_tokens}, std::move(slots), {0}, 0);
-}
-
-struct Cache {
-  mx::array keys;
-  mx::array values;
-};
-
-Cache make_cache(int num_rows, int num_heads, int head_dim, mx::Dtype dtype) {
-  Cache cache{random_array({num_rows, num_heads, head_dim}, dtype, 100),
-              random_array({num_rows, num_heads, head_dim}, dtype, 101)};
-  mx::eval(cache.keys, cache.values);
-  return cache;
-}
 
 // `cache` with row slots[i] replaced by token i.
 std::vector<double> written(const mx::array& cache, const mx::array& tokens,

@@ -17,41 +17,6 @@ const std::vector<RequestShape> kMixedBatch{{57, 20}, {33, 33}, {1, 1},   {5, 1}
                                             {32, 1},  {64, 2},  {65, 1},  {700, 3},
                                             {513, 1}, {512, 1}, {1500, 1}};
 
-float scale_of(int head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
-
-using AttentionOp = mx::array (*)(const mx::array&, const KVView&, const AttentionOptions&);
-
-mx::array run(const AttentionInputs& inputs, const PlacedBatch& batch,
-              AttentionOp op = varlen_attention) {
-  mx::array keys = fill_cache(batch, inputs.keys);
-  mx::array values = fill_cache(batch, inputs.values);
-  const KVView view{keys, values, batch.layout};
-  mx::array result = op(inputs.queries, view, {.scale = scale_of(inputs.queries.shape(2))});
-  mx::eval(result);
-  return result;
-}
-
-// Requests [begin, end) of a batch, alone.
-AttentionInputs some_of(const AttentionInputs& inputs, int begin, int end) {
-  const auto starts = query_starts_of(inputs.requests);
-  int first_key = 0, last_key = 0;
-  for (int i = 0; i < end; ++i) {
-    if (i < begin) first_key += inputs.requests[i].context_len;
-    last_key += inputs.requests[i].context_len;
-  }
-  const auto rows = [](const mx::array& x, int from, int to) {
-    return mx::slice(x, {from, 0, 0}, {to, x.shape(1), x.shape(2)});
-  };
-  return {{inputs.requests.begin() + begin, inputs.requests.begin() + end},
-          rows(inputs.queries, starts[begin], starts[end]),
-          rows(inputs.keys, first_key, last_key),
-          rows(inputs.values, first_key, last_key)};
-}
-
-mx::array tokens_of(const mx::array& x, int begin, int end) {
-  return mx::slice(x, {begin, 0, 0}, {end, x.shape(1), x.shape(2)});
-}
-
 class VarlenAttention : public KernelTestP {};
 INSTANTIATE_KERNEL_TESTS(VarlenAttention);
 
@@ -68,12 +33,11 @@ TEST_P(VarlenAttention, MatchesReferenceForHeadCountsAndSizes) {
                                                        {8, 1, 256},
                                                        {2, 2, 256}}) {
     const auto inputs = make_inputs(kMixedBatch, heads, dtype());
-    const auto result = run(inputs, place(kMixedBatch, 0));
+    const auto result = attend(inputs, place(kMixedBatch, 0));
     EXPECT_EQ(result.dtype(), dtype());
     SCOPED_TRACE(testing::Message()
                  << heads.num_heads << "/" << heads.num_kv_heads << " x " << heads.head_dim);
-    ASSERT_NO_FATAL_FAILURE(
-        expect_close(result, attention_reference(inputs, scale_of(heads.head_dim))));
+    ASSERT_NO_FATAL_FAILURE(expect_close(result, attention_reference(inputs)));
   }
 }
 
@@ -82,38 +46,38 @@ TEST_P(VarlenAttention, AnyHeadSize) {
   for (int head_dim : {1, 3, 20, 65, 72, 120, 264, 576}) {
     const auto inputs = make_inputs(requests, {4, 2, head_dim}, dtype());
     SCOPED_TRACE(head_dim);
-    ASSERT_NO_FATAL_FAILURE(expect_close(run(inputs, place(requests, 16)),
-                                         attention_reference(inputs, scale_of(head_dim))));
+    ASSERT_NO_FATAL_FAILURE(
+        expect_close(attend(inputs, place(requests, 16)), attention_reference(inputs)));
   }
 }
 
 TEST_P(VarlenAttention, ManyQueryHeadsOfOneKeyHead) {
   const std::vector<RequestShape> requests{{90, 4}, {33, 1}};
   const auto inputs = make_inputs(requests, {71, 1, 16}, dtype());
-  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)));
+  expect_close(attend(inputs, place(requests, 0)), attention_reference(inputs));
 }
 
 TEST_P(VarlenAttention, LongPrefillCrossesTilesAndSpans) {
   const std::vector<RequestShape> requests{{1100, 150}, {530, 530}};
   const auto inputs = make_inputs(requests, {3, 1, 32}, dtype());
-  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(32)));
+  expect_close(attend(inputs, place(requests, 0)), attention_reference(inputs));
 }
 
 TEST_P(VarlenAttention, PagedEqualsContiguous) {
   const auto inputs = make_inputs(kMixedBatch, {9, 3, 64}, dtype());
-  const auto contiguous = run(inputs, place(kMixedBatch, 0));
+  const auto contiguous = attend(inputs, place(kMixedBatch, 0));
   for (int block_size : {1, 8, 16, 32, 48, 128})
-    expect_equal(run(inputs, place(kMixedBatch, block_size, block_size)), contiguous);
+    expect_equal(attend(inputs, place(kMixedBatch, block_size, block_size)), contiguous);
 }
 
 TEST_P(VarlenAttention, BatchedEqualsAlone) {
   const auto inputs = make_inputs(kMixedBatch, {9, 3, 64}, dtype());
-  const auto batched = run(inputs, place(kMixedBatch, 16));
+  const auto batched = attend(inputs, place(kMixedBatch, 16));
   const auto starts = query_starts_of(kMixedBatch);
   for (int i = 0; i < static_cast<int>(kMixedBatch.size()); ++i) {
     SCOPED_TRACE(i);
     ASSERT_NO_FATAL_FAILURE(
-        expect_equal(run(some_of(inputs, i, i + 1), place({kMixedBatch[i]}, 16)),
+        expect_equal(attend(some_of(inputs, i, i + 1), place({kMixedBatch[i]}, 16)),
                      tokens_of(batched, starts[i], starts[i + 1])));
   }
 }
@@ -123,7 +87,7 @@ TEST_P(VarlenAttention, ChunkedEqualsWhole) {
   constexpr int kLength = 560;
   const HeadShape heads{6, 2, 24};
   const auto inputs = make_inputs({{kLength, kLength}}, heads, dtype());
-  const auto whole = run(inputs, place(inputs.requests, 16));
+  const auto whole = attend(inputs, place(inputs.requests, 16));
   int begin = 0;
   for (int chunk : {1, 31, 2, 64, 400, 58, 1, 1, 1, 1}) {
     const int end = begin + chunk;
@@ -133,7 +97,7 @@ TEST_P(VarlenAttention, ChunkedEqualsWhole) {
                                 tokens_of(inputs.values, 0, end)};
     SCOPED_TRACE(testing::Message() << begin << " to " << end);
     ASSERT_NO_FATAL_FAILURE(
-        expect_equal(run(piece, place(piece.requests, 16)), tokens_of(whole, begin, end)));
+        expect_equal(attend(piece, place(piece.requests, 16)), tokens_of(whole, begin, end)));
     begin = end;
   }
   ASSERT_EQ(begin, kLength);
@@ -149,7 +113,7 @@ TEST_P(VarlenAttention, ReadsStridedQueries) {
   const auto transposed = mx::transpose(random_array({16, 4, 6}, dtype(), 9));
   for (const auto& queries : {of_fused, every_other, heads_first, transposed}) {
     inputs.queries = queries;
-    expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)));
+    expect_close(attend(inputs, place(requests, 0)), attention_reference(inputs));
   }
 }
 
@@ -158,11 +122,10 @@ TEST_P(VarlenAttention, FallbackAgrees) {
   const auto inputs = make_inputs(requests, {6, 2, 32}, dtype());
   for (int block_size : {0, 16}) {
     const auto batch = place(requests, block_size);
-    const auto fallback = run(inputs, batch, varlen_attention_fallback);
+    const auto fallback = attend(inputs, batch, {}, varlen_attention_fallback);
     EXPECT_EQ(fallback.dtype(), dtype());
-    expect_close(fallback, attention_reference(inputs, scale_of(32)),
-                 fallback_tolerance_of(dtype()));
-    expect_close(run(inputs, batch), values_of(fallback), fallback_tolerance_of(dtype()));
+    expect_close(fallback, attention_reference(inputs), fallback_tolerance_of(dtype()));
+    expect_close(attend(inputs, batch), values_of(fallback), fallback_tolerance_of(dtype()));
   }
 }
 
@@ -180,10 +143,10 @@ TEST_P(VarlenAttention, OddSizesWhereverTheyLie) {
         auto inputs = make_inputs(requests, {num_heads, num_kv_heads, head_dim}, dtype());
         inputs.queries = mx::unflatten(placed(mx::flatten(inputs.queries, 1, 2), placement), 1,
                                        {num_heads, head_dim});
-        const auto expected = attention_reference(inputs, scale_of(head_dim));
+        const auto expected = attention_reference(inputs);
         const auto batch = place(requests, block_size);
-        expect_close(run(inputs, batch), expected);
-        expect_close(run(inputs, batch, varlen_attention_fallback), expected,
+        expect_close(attend(inputs, batch), expected);
+        expect_close(attend(inputs, batch, {}, varlen_attention_fallback), expected,
                      fallback_tolerance_of(dtype()));
         if (HasFatalFailure()) return;
       }
@@ -197,8 +160,7 @@ TEST_F(VarlenAttentionOnce, LargeScoresDoNotOverflow) {
   const std::vector<RequestShape> requests{{600, 2}};
   auto inputs = make_inputs(requests, {2, 1, 16}, mx::float32);
   inputs.queries = inputs.queries * 1000.0f;
-  expect_close(run(inputs, place(requests, 0)), attention_reference(inputs, scale_of(16)),
-               {1e-4, 1e-4});
+  expect_close(attend(inputs, place(requests, 0)), attention_reference(inputs), {1e-4, 1e-4});
 }
 
 TEST_F(VarlenAttentionOnce, IsOneNode) {
@@ -218,7 +180,7 @@ TEST_F(VarlenAttentionOnce, ZeroTokens) {
   const auto inputs = make_inputs(requests, {2, 1, 16}, mx::float32);
   for (int block_size : {0, 16}) {
     for (AttentionOp op : {varlen_attention, varlen_attention_fallback}) {
-      const auto result = run(inputs, place(requests, block_size), op);
+      const auto result = attend(inputs, place(requests, block_size), {}, op);
       EXPECT_EQ(result.shape(), (mx::Shape{0, 2, 16}));
     }
   }

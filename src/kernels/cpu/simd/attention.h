@@ -18,6 +18,9 @@ namespace vllm_metal::cpu {
 constexpr int kKeyBlock = 64;
 constexpr int kKeySpan = 512;
 
+// More than any request has, and little enough that sums with it do not overflow.
+constexpr int64_t kNoWindow = INT64_MAX / 4;
+
 // Consecutive queries of one request for all query heads of one key head; these share each key
 // and value that is loaded. Strides are in elements, head_dim is contiguous everywhere.
 struct AttentionTile {
@@ -26,7 +29,10 @@ struct AttentionTile {
   int num_queries;
   int group_size;  // query heads of a key head
   float scale;
-  int64_t num_keys;     // that the first query attends to; each later query to one more
+  float soft_cap;       // 0: none
+  const float* sinks;   // [group_size], null: none
+  int64_t num_keys;     // up to the first query's own; each later query has one more
+  int64_t window;       // the last keys of those that a query sees, at least 1; kNoWindow: all
   const void* queries;  // [num_queries, group_size, head_dim]
   int64_t query_stride;
   int64_t query_head_stride;
@@ -46,6 +52,7 @@ struct AttentionKernels {
   int64_t (*state_floats)(int num_rows, int head_dim);
   int64_t (*scratch_floats)(int num_rows, int head_dim);
   // Attends to keys [begin, end), begin a multiple of kKeySpan, and writes the result to `state`.
+  // Some query must see one of the keys of each span.
   void (*attend)(const AttentionTile& tile, int64_t begin, int64_t end, float* state,
                  float* scratch);
   // Merges `count` states that follow each other in memory, in the order of their keys, and

@@ -7,47 +7,16 @@
 
 #include "kernels/cpu/simd/attention_gather.h"
 #include "kernels/cpu/simd/attention_products.h"
+#include "kernels/cpu/simd/attention_softmax.h"
+#include "kernels/cpu/simd/attention_state.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
 namespace {
 
-// Below every score; finite, so that differences of it are no NaN.
-constexpr float kNoScore = -1e30f;
-
 VLLM_METAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-VLLM_METAL_INLINE int num_rows_of(const AttentionTile& tile) {
-  return tile.num_queries * tile.group_size;
-}
-
-// Hands out consecutive pieces of a buffer, each a multiple of 64 bytes; without a buffer it only
-// counts.
-struct Pieces {
-  float* buffer;
-  int64_t used = 0;
-
-  float* take(int64_t floats) {
-    float* piece = buffer == nullptr ? nullptr : buffer + used;
-    used += (floats + 15) / 16 * 16;
-    return piece;
-  }
-};
-
-// The softmax of each row over some of its keys, not yet divided by its sum.
-struct State {
-  float* max;      // [num_rows] highest score
-  float* sum;      // [num_rows] of exp(score - max)
-  float* outputs;  // [num_rows, padded(head_dim)] sums of exp(score - max) * value
-};
-
-State take_state(Pieces& pieces, int num_rows, int head_dim) {
-  State state;
-  state.max = pieces.take(num_rows);
-  state.sum = pieces.take(num_rows);
-  state.outputs = pieces.take(num_rows * padded(head_dim));
-  return state;
-}
+VLLM_METAL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Scratch {
   float* queries;    // [num_rows, head_dim], scaled
@@ -81,55 +50,6 @@ int64_t scratch_floats(int num_rows, int head_dim) {
   return pieces.used;
 }
 
-// ---- Softmax ----
-
-void scale_row(float* outputs, int64_t width, float factor) {
-  for (int64_t d = 0; d < width; d += kLanes) store(outputs + d, load(outputs + d) * factor);
-}
-
-VLLM_METAL_INLINE float exp_one(float x) { return exp(broadcast(x))[0]; }
-
-// Turns the scores of the first `count` keys of one row into weights exp(score - max) and brings
-// the row's state to the new maximum.
-void update_softmax(float* scores, int count, float* row_max, float* lane_sums, float* outputs,
-                    int64_t width) {
-  Ints lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  Floats highest = broadcast(*row_max);
-  for (int key = 0; key < count; key += kLanes)
-    highest = max(lanes < count - key ? load(scores + key) : highest, highest);
-  const float new_max = horizontal_max(highest);
-  Floats sums = load(lane_sums);
-  if (new_max != *row_max) {
-    const float factor = exp_one(*row_max - new_max);
-    scale_row(outputs, width, factor);
-    sums *= factor;
-    *row_max = new_max;
-  }
-  for (int key = 0; key < count; key += kLanes) {
-    const Floats weights = lanes < count - key ? exp(load(scores + key) - new_max) : Floats{};
-    store(scores + key, weights);
-    sums += weights;
-  }
-  store(lane_sums, sums);
-}
-
-// Merges what `from` covers into `into`, row by row. Not inlined: wherever it is called from, it
-// must round alike.
-__attribute__((noinline)) void merge(State into, State from, int num_rows, int64_t width) {
-  for (int row = 0; row < num_rows; ++row) {
-    const float highest = into.max[row] > from.max[row] ? into.max[row] : from.max[row];
-    const float old_factor = exp_one(into.max[row] - highest);
-    const float new_factor = exp_one(from.max[row] - highest);
-    into.max[row] = highest;
-    into.sum[row] = into.sum[row] * old_factor + from.sum[row] * new_factor;
-    float* target = into.outputs + row * width;
-    const float* source = from.outputs + row * width;
-    for (int64_t d = 0; d < width; d += kLanes)
-      store(target + d, load(target + d) * old_factor + load(source + d) * new_factor);
-  }
-}
-
 // ---- Blocks, spans, tiles ----
 
 // A block of keys and values, as float32 copies that many rows read ...
@@ -150,7 +70,9 @@ struct GatheredBlock {
     add_product(product, num_rows);
   }
 
-  FloatRows value_rows() const { return {values, padded(tile.head_dim)}; }
+  FloatRows value_rows(int first) const {
+    return {values + first * padded(tile.head_dim), padded(tile.head_dim)};
+  }
 };
 
 // ... or where they lie in the cache, which costs less for few rows.
@@ -167,50 +89,68 @@ struct CachedBlock {
     kScoreKeys[num_rows - 1](tile, offsets, num_keys, queries, scores);
   }
 
-  CacheRows<Element> value_rows() const {
-    return {(const Element*)tile.values, offsets, tile.head_dim};
+  CacheRows<Element> value_rows(int first) const {
+    return {(const Element*)tile.values, offsets + first, tile.head_dim};
   }
 };
 
+// Keys [begin, end) of a block.
+struct KeyRange {
+  int begin;
+  int end;
+};
+
+// Those of a block of `count` keys from position `first` on that a row of the tile sees.
+VLLM_METAL_INLINE KeyRange seen_keys(const AttentionTile& tile, int row, int64_t first, int count) {
+  const int64_t end = tile.num_keys + row / tile.group_size - first;
+  return {(int)larger(0, end - tile.window), (int)smaller(count, end)};
+}
+
 // Rows [row, row + num_rows) of a tile against a block of `count` keys from position `begin` on.
-// Every row sees at least one of them, later rows no fewer.
+// Every row sees at least one of them, later rows none before those of earlier rows.
 template <typename Block>
 void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, int num_rows,
                  const Block& block, const Scratch& scratch, const State& state) {
   const int64_t width = padded(tile.head_dim);
-  const auto keys_of = [&](int i) {
-    return (int)smaller(count, tile.num_keys + (row + i) / tile.group_size - begin);
-  };
-  const int most_keys = keys_of(num_rows - 1);
+  const int first = seen_keys(tile, row, begin, count).begin;
+  const int last = seen_keys(tile, row + num_rows - 1, begin, count).end;
   float* scores = scratch.scores + row * kKeyBlock;
   float* outputs = state.outputs + row * width;
-  block.score(scratch.queries + (int64_t)row * tile.head_dim, num_rows, most_keys, scores);
+  block.score(scratch.queries + (int64_t)row * tile.head_dim, num_rows, last, scores);
   for (int i = 0; i < num_rows; ++i) {
-    const int num_keys = keys_of(i);
-    update_softmax(scores + i * kKeyBlock, num_keys, state.max + row + i,
+    const KeyRange seen = seen_keys(tile, row + i, begin, count);
+    float* row_scores = scores + i * kKeyBlock;
+    if (tile.soft_cap > 0) cap_scores(row_scores, seen.end, tile.soft_cap);
+    for (int key = 0; key < seen.begin; ++key) row_scores[key] = kNoScore;
+    update_softmax(row_scores, seen.end, state.max + row + i,
                    scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
-    for (int key = num_keys; key < most_keys; ++key) scores[i * kKeyBlock + key] = 0;
+    for (int key = seen.end; key < last; ++key) row_scores[key] = 0;
   }
-  const Product<decltype(block.value_rows())> product = {.a = scores,
-                                                         .a_stride = kKeyBlock,
-                                                         .b = block.value_rows(),
-                                                         .c = outputs,
-                                                         .c_stride = width,
-                                                         .count = most_keys,
-                                                         .columns = width};
+  const Product<decltype(block.value_rows(first))> product = {.a = scores + first,
+                                                              .a_stride = kKeyBlock,
+                                                              .b = block.value_rows(first),
+                                                              .c = outputs,
+                                                              .c_stride = width,
+                                                              .count = last - first,
+                                                              .columns = width};
   add_product(product, num_rows);
 }
 
-// Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock.
+// Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock, and some row sees one.
 template <typename Element>
 void attend_block(const AttentionTile& tile, int64_t begin, int count, const Scratch& scratch,
                   const State& state) {
+  // Queries before the first that sees key `begin` see none of the block, nor do those whose window
+  // lies behind it.
+  const int64_t first_query = larger(0, begin + 1 - tile.num_keys);
+  const int64_t end_query = smaller(tile.num_queries, begin + count - tile.num_keys + tile.window);
+  int row = (int)first_query * tile.group_size;
+  int left = (int)end_query * tile.group_size - row;
+  // Keys that no query sees may lie nowhere: the first that one sees stands in for them.
+  const int unseen = seen_keys(tile, row, begin, count).begin;
   int64_t offsets[kKeyBlock];
-  find_rows(tile, begin, count, offsets);
-  // Queries before the first that sees key `begin` see none of the block.
-  const int64_t unseeing = begin + 1 - tile.num_keys;
-  int row = unseeing > 0 ? (int)unseeing * tile.group_size : 0;
-  int left = num_rows_of(tile) - row;
+  find_rows(tile, begin + unseen, count - unseen, offsets + unseen);
+  for (int key = 0; key < unseen; ++key) offsets[key] = offsets[unseen];
   if (left <= kMaxRows) {
     const CachedBlock<Element> block{tile, offsets};
     return attend_rows(tile, begin, count, row, left, block, scratch, state);
@@ -236,7 +176,9 @@ void attend_span(const AttentionTile& tile, int64_t begin, int64_t end, const Sc
   for (int row = 0; row < num_rows; ++row) state.max[row] = kNoScore;
   __builtin_memset(scratch.lane_sums, 0, num_rows * kLanes * sizeof(float));
   __builtin_memset(state.outputs, 0, num_rows * width * sizeof(float));
-  for (int64_t key = begin; key < end; key += kKeyBlock)
+  // The first query's window begins first.
+  const int64_t first_key = larger(begin, tile.num_keys - tile.window);
+  for (int64_t key = first_key / kKeyBlock * kKeyBlock; key < end; key += kKeyBlock)
     attend_block<Element>(tile, key, (int)smaller(kKeyBlock, end - key), scratch, state);
   for (int row = 0; row < num_rows; ++row)
     state.sum[row] = horizontal_sum(load(scratch.lane_sums + row * kLanes));
@@ -289,6 +231,7 @@ void finish(const AttentionTile& tile, float* states, int count) {
   const State state = take_state(pieces, num_rows, tile.head_dim);
   for (int i = 1; i < count; ++i)
     merge(state, take_state(pieces, num_rows, tile.head_dim), num_rows, padded(tile.head_dim));
+  if (tile.sinks != nullptr) join_sinks(tile, state);
   switch (tile.type) {
     case ElementType::kFloat32:
       return write_output<float>(tile, state);
