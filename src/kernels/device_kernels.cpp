@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "common/mlx.h"
+#include "kernels/gpu/device.h"
 
 namespace vllm_metal {
 
@@ -15,5 +16,9 @@ bool device_kernels_enabled() { return enabled; }
 void set_device_kernels_enabled(bool value) { enabled = value; }
 
 bool use_cpu_kernels() { return enabled && mx::default_device() == mx::Device::cpu; }
+
+bool use_gpu_kernels() {
+  return enabled && mx::default_device() == mx::Device::gpu && gpu::kernels_available();
+}
 
 }  // namespace vllm_metal

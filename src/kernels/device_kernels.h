@@ -13,4 +13,8 @@ void set_device_kernels_enabled(bool enabled);
 // CPU kernel.
 bool use_cpu_kernels();
 
+// The same for the GPU, where this build has kernels for it: Metal's on a Mac, CUDA's where MLX is
+// the one for CUDA.
+bool use_gpu_kernels();
+
 }  // namespace vllm_metal
