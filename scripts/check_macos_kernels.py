@@ -54,7 +54,14 @@ FRAMEWORK_HEADERS = {
     "IOSurface/IOSurfaceRef.h": "typedef struct __IOSurface* IOSurfaceRef;",
 }
 OBJECTIVE_C = {"_objc_msgSend", "_objc_lookUpClass", "_objc_getProtocol", "_sel_registerName"}
-DEVICE_FUNCTIONS = ("kernels_available", "kernel_target", "allocate", "launch", "hold")
+DEVICE_FUNCTIONS = (
+    "kernels_available",
+    "kernel_target",
+    "lookup_array",
+    "allocate",
+    "launch",
+    "hold",
+)
 
 
 def zig(*arguments: object, cache: Path) -> None:

@@ -15,6 +15,12 @@ bool kernels_available() { return mx::cu::is_available(); }
 
 KernelTarget kernel_target() { return KernelTarget::kCuda; }
 
+// What MLX makes of host values lies in host memory, where each look-up takes a microsecond or two.
+// Converted from a dtype of another size they must be copied, to memory of the device.
+mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shape) {
+  return mx::astype(mx::array(values.begin(), shape, mx::int64), mx::int32);
+}
+
 void allocate(mx::array& output, const mx::Stream& stream) {
   mx::cu::CommandEncoder& encoder = mx::cu::get_command_encoder(stream);
   allocate_on_device(output, encoder.device().cuda_device(), encoder.stream());

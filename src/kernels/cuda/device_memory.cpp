@@ -3,7 +3,7 @@
 
 #include <mlx/backend/cuda/allocator.h>
 
-#include <list>
+#include <algorithm>
 #include <map>
 #include <mutex>
 

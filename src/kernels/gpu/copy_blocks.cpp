@@ -48,7 +48,7 @@ void copy_blocks(mx::array& keys, mx::array& values, const std::vector<BlockCopy
                  int block_size) {
   std::vector<int32_t> pairs;
   for (const BlockCopy& copy : copies) pairs.insert(pairs.end(), {copy.source, copy.target});
-  const mx::array list(pairs.begin(), {static_cast<int>(copies.size()), 2}, mx::int32);
+  const mx::array list = lookup_array(pairs, {static_cast<int>(copies.size()), 2});
   auto outputs =
       mx::array::make_arrays({keys.shape(), values.shape()}, {keys.dtype(), values.dtype()},
                              std::make_shared<CopyBlocks>(block_size), {keys, values, list});

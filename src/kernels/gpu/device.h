@@ -3,6 +3,9 @@
 // build takes the one that MLX was built for, else kernels/no_gpu.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "common/mlx.h"
 #include "kernels/gpu/kernel_launch.h"
 
@@ -15,6 +18,9 @@ enum class KernelTarget { kMetal, kCuda };
 bool kernels_available();
 
 KernelTarget kernel_target();
+
+// An int32 array that kernels can look values up in at the speed of the device's own memory.
+mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shape);
 
 // All three are for the eval of a primitive, on the stream that it runs on.
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/gpu/step_plan.h"
 
+#include "kernels/gpu/device.h"
+
 namespace vllm_metal::gpu {
 
 StepPlan::StepPlan(const BatchLayout& layout, int group_size_, int sliding_window_)
@@ -12,7 +14,7 @@ StepPlan::StepPlan(const BatchLayout& layout, int group_size_, int sliding_windo
   tiles_offset = packed.tiles_offset;
   works_offset = packed.works_offset;
   merges_offset = packed.merges_offset;
-  array = mx::array(packed.words.begin(), {static_cast<int>(packed.words.size())}, mx::int32);
+  array = lookup_array(packed.words, {static_cast<int>(packed.words.size())});
 }
 
 std::shared_ptr<const StepPlan> plan_of(const BatchLayout& layout, int group_size,

@@ -40,6 +40,10 @@ bool kernels_available() { return mx::metal::is_available(); }
 
 KernelTarget kernel_target() { return KernelTarget::kMetal; }
 
+mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shape) {
+  return mx::array(values.begin(), shape, mx::int32);
+}
+
 void allocate(mx::array& output, const mx::Stream&) { allocate_from_mlx(output); }
 
 void launch(const KernelLaunch& kernel, const mx::Stream& stream) {
