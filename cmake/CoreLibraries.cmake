@@ -42,6 +42,7 @@ function(core_library folder)
 endfunction()
 
 include(SimdKernels)
+include(GpuKernels)
 
 core_library(common MLX)
 core_library(files LINK common)  # formats of model files, without MLX so that sanitizers see all of it
@@ -59,6 +60,8 @@ core_library(sampling LINK config)
 core_library(runner MLX LINK models sampling)
 
 target_compile_definitions(vllm_metal_common PRIVATE VLLM_METAL_VERSION="${VLLM_METAL_VERSION}")
+target_include_directories(vllm_metal_kernels SYSTEM PRIVATE ${VLLM_METAL_GPU_INCLUDES})
+target_link_libraries(vllm_metal_kernels PRIVATE ${VLLM_METAL_GPU_LIBRARIES})
 find_package(Threads REQUIRED)
 target_link_libraries(vllm_metal_kernels PUBLIC Threads::Threads)
 

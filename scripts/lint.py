@@ -40,7 +40,7 @@ def passes(*command: object) -> bool:
 
 def clang_format(fix: bool = False) -> bool:
     mode = ["-i"] if fix else ["--dry-run", "-Werror"]
-    return passes(BIN / "clang-format", *mode, *tracked("*.cpp", "*.h"))
+    return passes(BIN / "clang-format", *mode, *tracked("*.cpp", "*.h", "*.metal"))
 
 
 def ruff(fix: bool = False) -> bool:
@@ -73,6 +73,10 @@ def spdx() -> bool:
 
 def documents() -> bool:
     return passes(sys.executable, ".ci/generate_supported_models.py", "--check")
+
+
+def msl() -> bool:
+    return passes(sys.executable, "scripts/check_msl.py")
 
 
 def write_stub(path: Path) -> bool:
@@ -131,6 +135,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "clang-format": clang_format,
     "shellcheck": shellcheck,
     "documents": documents,
+    "msl": msl,
     "stubs": stubs,
     "mypy": mypy,
     "clang-tidy": clang_tidy,

@@ -88,6 +88,15 @@ mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {
   return mx::array(mx::allocator::malloc(elements * mx::size_of(dtype)), shape, dtype);
 }
 
+void allocate_from_mlx(mx::array& output) {
+  output.set_data(mx::allocator::malloc(output.nbytes()));
+}
+
+void adopt_buffer(mx::array& output, void* buffer, void (*release)(void*)) {
+  output.set_data(
+      mx::allocator::Data(Buffer(buffer), [release](Buffer unused) { release(unused.ptr()); }));
+}
+
 void allocate_output(mx::array& output) {
   const size_t bytes = output.nbytes();
   if (bytes < kMinReusableBytes) return output.set_data(mx::allocator::malloc(bytes));

@@ -12,6 +12,13 @@ namespace vllm_metal {
 // caller fills it through `array.data<T>()` before any op reads it.
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype);
 
+// For the eval of a primitive: gives `output` (row contiguous) memory from MLX's allocator, which
+// on Metal keeps what is freed.
+void allocate_from_mlx(mx::array& output);
+
+// The same with memory of our own: `release(buffer)` is called when no array has it any more.
+void adopt_buffer(mx::array& output, void* buffer, void (*release)(void* buffer));
+
 // For the eval of a primitive on the CPU: gives `output` (row contiguous) memory of its own. Large
 // outputs get that of earlier ones: fresh memory costs a page fault for every 4 KB, a tenth of the
 // time of a large step.

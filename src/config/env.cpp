@@ -161,6 +161,11 @@ int omp_num_threads() {
   return std::max(number, 0);
 }
 
+std::string cuda_home() {
+  if (auto home = value_of(process_lookup, "CUDA_HOME")) return *home;
+  return value_of(process_lookup, "CUDA_PATH").value_or("");
+}
+
 std::vector<VariableState> describe_environment() {
   Environment::read(process_lookup);
   std::vector<VariableState> states;

@@ -35,6 +35,9 @@ const Environment& environment();
 // number a nesting level; the first counts. 0: unset or not a number.
 int omp_num_threads();
 
+// The folder of the CUDA toolkit: CUDA_HOME, else CUDA_PATH, else empty.
+std::string cuda_home();
+
 // One row of the table of variables, for `vllm-metal doctor` and the documentation.
 struct VariableState {
   std::string name;

@@ -4,16 +4,25 @@
 #include <atomic>
 
 #include "common/mlx.h"
+#include "kernels/gpu/device.h"
 
 namespace vllm_metal {
 
 namespace {
 std::atomic<bool> enabled{true};
-}
+std::atomic<bool> gpu_enabled{false};
+}  // namespace
 
 bool device_kernels_enabled() { return enabled; }
 void set_device_kernels_enabled(bool value) { enabled = value; }
 
 bool use_cpu_kernels() { return enabled && mx::default_device() == mx::Device::cpu; }
+
+void set_gpu_kernels_enabled(bool value) { gpu_enabled = value; }
+
+bool use_gpu_kernels() {
+  return enabled && gpu_enabled && mx::default_device() == mx::Device::gpu &&
+         gpu::kernels_available();
+}
 
 }  // namespace vllm_metal

@@ -13,4 +13,10 @@ void set_device_kernels_enabled(bool enabled);
 // CPU kernel.
 bool use_cpu_kernels();
 
+// The same for the GPU, where this build has kernels for it: Metal's on a Mac, CUDA's where MLX is
+// the one for CUDA. Off unless asked for: these kernels have not been executed yet, so that ops on
+// a GPU go to their fallbacks.
+bool use_gpu_kernels();
+void set_gpu_kernels_enabled(bool enabled);
+
 }  // namespace vllm_metal

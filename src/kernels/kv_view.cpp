@@ -4,11 +4,15 @@
 #include <cassert>
 #include <utility>
 
+#include "kernels/device_kernels.h"
+#include "kernels/gpu/device.h"
+
 namespace vllm_metal {
 
 namespace {
 
 mx::array int32_array(const std::vector<int32_t>& values, mx::Shape shape) {
+  if (use_gpu_kernels()) return gpu::lookup_array(values, shape);
   return mx::array(values.begin(), std::move(shape), mx::int32);
 }
 

@@ -2,11 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "common/mlx.h"
 
 namespace vllm_metal {
+
+namespace gpu {
+struct StepPlan;
+}
 
 // Where the tokens of one step and the cached tokens of its requests lie. Plain data made once
 // a step, shared by all layers, the same for both kinds of KV cache:
@@ -41,6 +46,9 @@ struct BatchLayout {
   mx::array context_lens_array;  // int32 [num_requests]
   mx::array slot_mapping_array;  // int32 [num_tokens]
   mx::array block_tables_array;  // int32 [num_requests, blocks_per_request]
+
+  // What the GPU kernels derive from the layout, one for each kind of layer (gpu/step_plan.h).
+  mutable std::vector<std::shared_ptr<const gpu::StepPlan>> gpu_plans;
 };
 
 // One layer's cache, as the ops of attention see it.

@@ -11,6 +11,8 @@
 #include "kernels/checks.h"
 #include "kernels/cpu/varlen_attention.h"
 #include "kernels/device_kernels.h"
+#include "kernels/gpu/attention_plan.h"
+#include "kernels/gpu/varlen_attention.h"
 
 namespace vllm_metal {
 
@@ -198,6 +200,8 @@ mx::array varlen_attention(const mx::array& queries, const KVView& view,
                            const AttentionOptions& options) {
   check_arguments(queries, view, options);
   if (use_cpu_kernels()) return cpu::varlen_attention(queries, view, options);
+  if (use_gpu_kernels() && gpu::has_attention_kernel(queries.shape(2)))
+    return gpu::varlen_attention(queries, view, options);
   return varlen_attention_fallback(queries, view, options);
 }
 
