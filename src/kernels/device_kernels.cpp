@@ -10,7 +10,7 @@ namespace vllm_metal {
 
 namespace {
 std::atomic<bool> enabled{true};
-std::atomic<bool> gpu_enabled{false};
+std::atomic<bool> metal_enabled{false};
 }  // namespace
 
 bool device_kernels_enabled() { return enabled; }
@@ -18,11 +18,11 @@ void set_device_kernels_enabled(bool value) { enabled = value; }
 
 bool use_cpu_kernels() { return enabled && mx::default_device() == mx::Device::cpu; }
 
-void set_gpu_kernels_enabled(bool value) { gpu_enabled = value; }
+void set_metal_kernels_enabled(bool value) { metal_enabled = value; }
 
 bool use_gpu_kernels() {
-  return enabled && gpu_enabled && mx::default_device() == mx::Device::gpu &&
-         gpu::kernels_available();
+  return enabled && mx::default_device() == mx::Device::gpu && gpu::kernels_available() &&
+         (metal_enabled || gpu::kernel_target() == gpu::KernelTarget::kCuda);
 }
 
 }  // namespace vllm_metal

@@ -14,9 +14,9 @@ void set_device_kernels_enabled(bool enabled);
 bool use_cpu_kernels();
 
 // The same for the GPU, where this build has kernels for it: Metal's on a Mac, CUDA's where MLX is
-// the one for CUDA. Off unless asked for: these kernels have not been executed yet, so that ops on
-// a GPU go to their fallbacks.
+// the one for CUDA. Metal's are off unless asked for, since no Mac has run them yet: ops go to
+// their fallbacks there.
 bool use_gpu_kernels();
-void set_gpu_kernels_enabled(bool enabled);
+void set_metal_kernels_enabled(bool enabled);
 
 }  // namespace vllm_metal

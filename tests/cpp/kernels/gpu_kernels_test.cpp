@@ -31,12 +31,12 @@ class GpuKernels : public ::testing::Test {
   void SetUp() override {
     if (!gpu::kernels_available()) GTEST_SKIP() << "no GPU that this build has kernels for";
     mx::set_default_device(mx::Device::gpu);
-    set_gpu_kernels_enabled(true);
+    set_metal_kernels_enabled(true);
     ASSERT_TRUE(use_gpu_kernels());
   }
   void TearDown() override {
     set_device_kernels_enabled(true);
-    set_gpu_kernels_enabled(false);
+    set_metal_kernels_enabled(false);
     mx::set_default_device(mx::Device::cpu);
   }
 };
