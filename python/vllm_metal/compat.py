@@ -80,8 +80,8 @@ def _patch_engine_args() -> None:
         if not envs.paged_attention():
             if self.enable_prefix_caching:
                 raise ValueError(
-                    "Prefix caching is not supported yet by the MLX-managed KV cache; remove the "
-                    "option --enable-prefix-caching."
+                    "Prefix caching is not supported yet by the MLX-managed KV cache; set "
+                    "VLLM_METAL_USE_PAGED_ATTENTION=1 or remove the option --enable-prefix-caching."
                 )
             self.enable_prefix_caching = False
         with hub_errors.readable_errors(self.model, self.revision):
