@@ -18,6 +18,7 @@ compiled by Metal at run time only. Needs llvm-nm.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -79,9 +80,10 @@ def names(kind: str, *files: Path) -> set[str]:
 
 def system_names() -> set[str]:
     """What libSystem exports, by the text stub that comes with zig."""
-    import ziglang
-
-    stub = Path(ziglang.__file__).parent / "lib" / "libc" / "darwin" / "libSystem.tbd"
+    package = importlib.util.find_spec("ziglang")
+    if package is None or package.origin is None:
+        raise SystemExit("ziglang is missing: pip install ziglang==0.17.1")
+    stub = Path(package.origin).parent / "lib" / "libc" / "darwin" / "libSystem.tbd"
     lists = re.findall(r"symbols:\s*\[(.*?)\]", stub.read_text(encoding="utf-8"), re.DOTALL)
     return {name.strip().strip("'\"") for one in lists for name in one.split(",")}
 
