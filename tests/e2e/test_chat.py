@@ -147,13 +147,18 @@ def send(messages_client, server):
     return create
 
 
+def _all_input_tokens(usage):
+    """Anthropic's API counts those of a known prefix apart."""
+    return usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
 class TestMessages:
     def test_answer_and_usage(self, send, chat, answer):
         message = send()
         assert [block.text for block in message.content] == [answer]
         assert message.stop_reason == "end_turn"
         usage = chat().usage
-        assert message.usage.input_tokens == usage.prompt_tokens
+        assert _all_input_tokens(message.usage) == usage.prompt_tokens
         assert message.usage.output_tokens == usage.completion_tokens
 
     def test_system_and_stop_sequence(self, send, chat):
