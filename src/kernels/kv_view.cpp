@@ -45,4 +45,14 @@ int64_t BatchLayout::row(int request, int64_t position) const {
   return static_cast<int64_t>(table[position / block_size]) * block_size + position % block_size;
 }
 
+void write_caches(std::shared_ptr<mx::Primitive> primitive, mx::array& keys, mx::array& values,
+                  const std::vector<mx::array>& others) {
+  std::vector<mx::array> inputs{keys, values};
+  inputs.insert(inputs.end(), others.begin(), others.end());
+  auto outputs = mx::array::make_arrays(
+      {keys.shape(), values.shape()}, {keys.dtype(), values.dtype()}, std::move(primitive), inputs);
+  keys = std::move(outputs[0]);
+  values = std::move(outputs[1]);
+}
+
 }  // namespace vllm_metal

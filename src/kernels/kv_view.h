@@ -31,6 +31,7 @@ struct BatchLayout {
 
   int num_requests() const { return static_cast<int>(context_lens.size()); }
   int num_tokens() const { return query_starts.back(); }
+  int num_queries(int request) const { return query_starts[request + 1] - query_starts[request]; }
   int blocks_per_request() const;
   // Cache row of token `position` of request `request`.
   int64_t row(int request, int64_t position) const;
@@ -57,5 +58,10 @@ struct KVView {
   mx::array& values;  // [num_rows, num_kv_heads, head_dim]
   const BatchLayout& layout;
 };
+
+// Makes a graph node of `primitive`, which writes both caches in place, and replaces their handles
+// by its outputs. Its inputs are {keys, values, others...}.
+void write_caches(std::shared_ptr<mx::Primitive> primitive, mx::array& keys, mx::array& values,
+                  const std::vector<mx::array>& others);
 
 }  // namespace vllm_metal

@@ -63,7 +63,7 @@ void check_options(const mx::array& queries, const AttentionOptions& options) {
 }
 
 void check_request(const BatchLayout& layout, int request) {
-  const int num_queries = layout.query_starts[request + 1] - layout.query_starts[request];
+  const int num_queries = layout.num_queries(request);
   if (num_queries < 0 || num_queries > layout.context_lens[request]) {
     throw std::invalid_argument(text("[varlen_attention] request ", request, " has ", num_queries,
                                      " queries, which must lie in [0, ",
@@ -74,8 +74,8 @@ void check_request(const BatchLayout& layout, int request) {
 // The first cached token that some query of the request sees.
 int first_key_of(const BatchLayout& layout, int request, int sliding_window) {
   if (sliding_window == 0) return 0;
-  const int num_queries = layout.query_starts[request + 1] - layout.query_starts[request];
-  return std::max(0, layout.context_lens[request] - num_queries + 1 - sliding_window);
+  return std::max(0,
+                  layout.context_lens[request] - layout.num_queries(request) + 1 - sliding_window);
 }
 
 // That every row which request `request` reads, those of tokens from `first_key` on, is one of the

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/cpu_primitive.h"
 #include "kernels/cpu/parallel_for.h"
+#include "kernels/kv_view.h"
 
 namespace vllm_metal::cpu {
 
@@ -54,11 +55,7 @@ class CopyBlocks : public CpuPrimitive {
 
 void copy_blocks(mx::array& keys, mx::array& values, const std::vector<BlockCopy>& copies,
                  int block_size) {
-  auto outputs =
-      mx::array::make_arrays({keys.shape(), values.shape()}, {keys.dtype(), values.dtype()},
-                             std::make_shared<CopyBlocks>(copies, block_size), {keys, values});
-  keys = std::move(outputs[0]);
-  values = std::move(outputs[1]);
+  write_caches(std::make_shared<CopyBlocks>(copies, block_size), keys, values, {});
 }
 
 }  // namespace vllm_metal::cpu

@@ -6,6 +6,7 @@
 
 #include "kernels/gpu/gpu_primitive.h"
 #include "kernels/gpu/kernel_arguments.h"
+#include "kernels/kv_view.h"
 
 namespace vllm_metal::gpu {
 
@@ -49,11 +50,7 @@ void copy_blocks(mx::array& keys, mx::array& values, const std::vector<BlockCopy
   std::vector<int32_t> pairs;
   for (const BlockCopy& copy : copies) pairs.insert(pairs.end(), {copy.source, copy.target});
   const mx::array list = lookup_array(pairs, {static_cast<int>(copies.size()), 2});
-  auto outputs =
-      mx::array::make_arrays({keys.shape(), values.shape()}, {keys.dtype(), values.dtype()},
-                             std::make_shared<CopyBlocks>(block_size), {keys, values, list});
-  keys = std::move(outputs[0]);
-  values = std::move(outputs[1]);
+  write_caches(std::make_shared<CopyBlocks>(block_size), keys, values, {list});
 }
 
 }  // namespace vllm_metal::gpu

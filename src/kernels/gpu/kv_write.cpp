@@ -38,12 +38,8 @@ class KVWrite : public GpuPrimitive {
 }  // namespace
 
 void kv_write(KVView& view, const mx::array& keys, const mx::array& values) {
-  auto outputs = mx::array::make_arrays(
-      {view.keys.shape(), view.values.shape()}, {view.keys.dtype(), view.values.dtype()},
-      std::make_shared<KVWrite>(),
-      {view.keys, view.values, keys, values, view.layout.slot_mapping_array});
-  view.keys = std::move(outputs[0]);
-  view.values = std::move(outputs[1]);
+  write_caches(std::make_shared<KVWrite>(), view.keys, view.values,
+               {keys, values, view.layout.slot_mapping_array});
 }
 
 }  // namespace vllm_metal::gpu
