@@ -13,9 +13,8 @@ void BlockLedger::add(const CacheStep& step) {
   const Owners owners = owners_of_blocks();
   std::unordered_set<int64_t> written;
   for (size_t i = 0; i < step.keys.size(); ++i) {
-    const int32_t num_new = step.query_starts[i + 1] - step.query_starts[i];
-    for (int32_t position = step.context_lens[i] - num_new; position < step.context_lens[i];
-         ++position)
+    const int32_t end = step.context_lens[i];
+    for (int32_t position = end - step.num_queries(i); position < end; ++position)
       check_write(step.keys[i], position, owners, written);
   }
   for (size_t i = 0; i < step.keys.size(); ++i)

@@ -88,8 +88,7 @@ BatchLayout ContiguousKVCache::prepare(const CacheStep& step) {
   for (size_t i = 0; i < num_requests; ++i) {
     first_rows.push_back(first_row(step.keys[i]));
     const int32_t end = first_rows.back() + step.context_lens[i];
-    const int32_t num_new = step.query_starts[i + 1] - step.query_starts[i];
-    for (int32_t row = end - num_new; row < end; ++row) slot_mapping.push_back(row);
+    for (int32_t row = end - step.num_queries(i); row < end; ++row) slot_mapping.push_back(row);
   }
   return BatchLayout(step.query_starts, step.context_lens, std::move(slot_mapping),
                      std::move(first_rows), 0);

@@ -32,6 +32,9 @@ struct CacheStep {
   std::vector<int32_t> query_starts;  // [num_requests + 1] first 0, last the step's tokens
   std::vector<int32_t> context_lens;  // [num_requests] tokens cached once the step is done; the
                                       // step's own are the last of them
+  // Tokens of request i: they end at its context_len.
+  int32_t num_queries(size_t i) const { return query_starts[i + 1] - query_starts[i]; }
+
   // The scheduler's blocks; empty for a cache that finds room itself.
   std::vector<std::vector<int32_t>> block_tables;  // [num_requests], in the order of the tokens
   std::vector<BlockCopy> block_copies;             // to be made before the step
@@ -52,6 +55,8 @@ class KVCache {
   virtual void clear() = 0;
   // Memory held, bytes.
   virtual size_t nbytes() const = 0;
+  // Has each step check what must always hold of the storage, where there is something to check.
+  virtual void check_invariants(bool /*enabled*/) {}
 };
 
 }  // namespace vllm_metal

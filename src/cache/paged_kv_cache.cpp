@@ -15,10 +15,6 @@ namespace vllm_metal {
 
 namespace {
 
-int32_t num_queries(const CacheStep& step, size_t request) {
-  return step.query_starts[request + 1] - step.query_starts[request];
-}
-
 // Blocks of `tokens` tokens.
 size_t blocks_of(int64_t tokens, int block_size) {
   return static_cast<size_t>((tokens + block_size - 1) / block_size);
@@ -97,7 +93,7 @@ BatchLayout PagedKVCache::prepare(const CacheStep& step) {
   slot_mapping.reserve(static_cast<size_t>(step.query_starts.back()));
   for (size_t i = 0; i < step.keys.size(); ++i) {
     const int32_t end = step.context_lens[i];
-    for (int32_t position = end - num_queries(step, i); position < end; ++position)
+    for (int32_t position = end - step.num_queries(i); position < end; ++position)
       slot_mapping.push_back(step.block_tables[i][static_cast<size_t>(position / block_size_)] *
                                  block_size_ +
                              position % block_size_);

@@ -42,7 +42,7 @@ class PagedKVCache final : public KVCache {
 
   // Has each step check, at the price of waiting for the one before, what must always hold: see
   // BlockLedger, and the null block is as it was. For an empty cache; debug builds start with it.
-  void check_invariants(bool enabled);
+  void check_invariants(bool enabled) override;
 
  private:
   size_t pool_bytes() const;
