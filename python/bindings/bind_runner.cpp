@@ -9,6 +9,7 @@
 
 #include "arrays.h"
 #include "bindings.h"
+#include "cache/paged_kv_cache.h"
 #include "common/mlx_buffer.h"
 #include "models/registry.h"
 #include "runner/model_runner.h"
@@ -232,6 +233,9 @@ void bind_step_output(nb::module_& module) {
 
 void bind_runner(nb::module_& module) {
   bind_step_output(module);
+  nb::list block_sizes;
+  for (int size : PagedKVCache::kBlockSizes) block_sizes.append(size);
+  module.attr("PAGED_BLOCK_SIZES") = nb::tuple(block_sizes);
   module.def("supported_architectures", &supported_architectures,
              "Names that config.json may have in `architectures`.");
   module.def(

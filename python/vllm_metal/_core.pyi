@@ -265,6 +265,8 @@ class PendingOutput:
     def wait(self) -> StepOutput:
         """Wait for the StepOutput; raises what went wrong in drawing."""
 
+PAGED_BLOCK_SIZES: tuple = (8, 16, 32, 64, 128)
+
 def supported_architectures() -> list[str]:
     """Names that config.json may have in `architectures`."""
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_PAGED_BLOCK_SIZES = (8, 16, 32, 64, 128)  # of src/cache/paged_kv_cache.h
 _BLOCK_SIZE_VARIABLE = "VLLM_METAL_BLOCK_SIZE"
 
 # Before vLLM imports the package, with less to say about it.
@@ -205,11 +204,19 @@ def _settle_block_size(cache_config: "CacheConfig") -> None:
             f"--block-size {cache_config.block_size} and VLLM_METAL_BLOCK_SIZE="
             f"{envs.block_size()} differ; give one of them."
         )
-    if envs.paged_attention() and cache_config.block_size not in _PAGED_BLOCK_SIZES:
+    if envs.paged_attention():
+        _check_paged_block_size(cache_config)
+
+
+def _check_paged_block_size(cache_config: "CacheConfig") -> None:
+    from vllm_metal import _core
+
+    if cache_config.block_size not in _core.PAGED_BLOCK_SIZES:
         option = "--block-size" if cache_config.user_specified_block_size else _BLOCK_SIZE_VARIABLE
+        allowed = ", ".join(map(str, _core.PAGED_BLOCK_SIZES))
         raise ValueError(
-            f"Paged attention: {option} must be one of "
-            f"{', '.join(map(str, _PAGED_BLOCK_SIZES))} tokens but is {cache_config.block_size}."
+            f"Paged attention: {option} must be one of {allowed} tokens but is "
+            f"{cache_config.block_size}."
         )
 
 

@@ -41,6 +41,8 @@ _DEFAULTS = {
     "VLLM_METAL_PREFIX_CACHE_FRACTION": "0.05",
 }
 
+PAGED_BLOCK_SIZES = (8, 16, 32, 64, 128)  # of the real core
+
 
 def next_token(tokens):
     """Return the token after `tokens`; never NAN_TOKEN."""
@@ -274,7 +276,7 @@ class ModelRunner:
 
     def initialize_paged_kv_cache(self, num_blocks, block_size):
         assert num_blocks > 1
-        assert block_size in (8, 16, 32, 64, 128)
+        assert block_size in PAGED_BLOCK_SIZES
         self.capacity, self.block_size = num_blocks * block_size, block_size
         self.pool = BlockPool(num_blocks, block_size)
 
