@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/parallel_for.h"
+#include "memory_read.h"
 
 namespace vllm_metal {
 namespace {
@@ -57,26 +57,8 @@ double best_seconds(bool all_threads, const Function& function) {
 
 typedef float Floats __attribute__((vector_size(64)));
 
-// GB/s of reading 512 MB.
-double read_bandwidth(bool all) {
-  static const std::vector<float> memory(128 << 20, 1.0f);
-  constexpr int64_t kChunk = 1 << 18;
-  const int64_t chunks = static_cast<int64_t>(memory.size()) / kChunk;
-  std::vector<float> sums(chunks);
-  const double seconds = best_seconds(all, [&] {
-    cpu::parallel_for(chunks, 1, [&](int64_t chunk, int64_t) {
-      Floats totals[4] = {};
-      for (int64_t i = 0; i < kChunk; i += 64) {
-        for (int j = 0; j < 4; ++j) {
-          Floats values;
-          std::memcpy(&values, &memory[chunk * kChunk + i + j * 16], sizeof(values));
-          totals[j] += values;
-        }
-      }
-      sums[chunk] = (totals[0] + totals[1] + totals[2] + totals[3])[0];
-    });
-  });
-  return static_cast<double>(memory.size()) * 4 / seconds / 1e9;
+double read_bandwidth(bool all) {  // GB/s
+  return static_cast<double>(kReadBytes) / best_seconds(all, read_memory) / 1e9;
 }
 
 // GFLOP/s of independent fused multiply-adds in registers.

@@ -68,7 +68,8 @@ double median(std::vector<double> values) {
 // ---- What the machine reads ----
 
 double read_gb_per_second(const Settings& settings) {
-  if (settings.device == mx::Device::cpu) return memory_read_gb_per_second();
+  if (settings.device == mx::Device::cpu)
+    return static_cast<double>(kReadBytes) / 1e9 / seconds_of(read_memory);
   static const mx::array memory = mx::ones({256, 1 << 20}, mx::bfloat16);
   mx::eval(memory);
   return static_cast<double>(memory.nbytes()) / 1e9 /

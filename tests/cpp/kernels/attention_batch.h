@@ -170,6 +170,26 @@ inline AttentionInputs some_of(const AttentionInputs& inputs, int begin, int end
           tokens_of(inputs.values, first_key, last_key)};
 }
 
+// That a prompt in one piece, in chunks and token by token comes out the same, query by query.
+inline void expect_chunked_equals_whole(mx::Dtype dtype, const OptionChoice& choice = {}) {
+  constexpr int kLength = 560;
+  const auto inputs = make_inputs({{kLength, kLength}}, {6, 2, 24}, dtype);
+  const auto whole = attend(inputs, place(inputs.requests, 16), choice);
+  int begin = 0;
+  for (int chunk : {1, 31, 2, 64, 400, 58, 1, 1, 1, 1}) {
+    const int end = begin + chunk;
+    const AttentionInputs piece{{{end, chunk}},
+                                tokens_of(inputs.queries, begin, end),
+                                tokens_of(inputs.keys, 0, end),
+                                tokens_of(inputs.values, 0, end)};
+    SCOPED_TRACE(testing::Message() << begin << " to " << end);
+    ASSERT_NO_FATAL_FAILURE(expect_equal(attend(piece, place(piece.requests, 16), choice),
+                                         tokens_of(whole, begin, end)));
+    begin = end;
+  }
+  ASSERT_EQ(begin, kLength);
+}
+
 constexpr double kNoSink = -std::numeric_limits<double>::infinity();
 
 // Keys [begin, end) of a key head, as a query head sees them. Rows lie `stride` apart.

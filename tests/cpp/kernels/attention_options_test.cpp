@@ -70,22 +70,9 @@ TEST_P(AttentionOptionsTest, PagedEqualsContiguousAndBatchedEqualsAlone) {
 }
 
 TEST_P(AttentionOptionsTest, ChunkedEqualsWhole) {
-  constexpr int kLength = 560;
-  const auto inputs = make_inputs({{kLength, kLength}}, {6, 2, 24}, dtype());
   for (const OptionChoice& choice : kChoices) {
     SCOPED_TRACE(text_of(choice));
-    const auto whole = attend(inputs, place(inputs.requests, 16), choice);
-    int begin = 0;
-    for (int chunk : {1, 31, 2, 64, 400, 58, 1, 1, 1, 1}) {
-      const int end = begin + chunk;
-      const AttentionInputs piece{{{end, chunk}},
-                                  tokens_of(inputs.queries, begin, end),
-                                  tokens_of(inputs.keys, 0, end),
-                                  tokens_of(inputs.values, 0, end)};
-      ASSERT_NO_FATAL_FAILURE(expect_equal(attend(piece, place(piece.requests, 16), choice),
-                                           tokens_of(whole, begin, end)));
-      begin = end;
-    }
+    ASSERT_NO_FATAL_FAILURE(expect_chunked_equals_whole(dtype(), choice));
   }
 }
 

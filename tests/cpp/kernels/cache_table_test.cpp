@@ -80,14 +80,6 @@ std::vector<int32_t> slots_of(const CacheCase& c, int num_blocks) {
   return slots;
 }
 
-std::vector<double> with_rows(std::vector<double> cache, const std::vector<double>& tokens,
-                              const std::vector<int32_t>& slots) {
-  const size_t width = tokens.size() / slots.size();
-  for (size_t i = 0; i < slots.size(); ++i)
-    std::copy_n(tokens.begin() + i * width, width, cache.begin() + slots[i] * width);
-  return cache;
-}
-
 TEST_P(CacheTable, KVWriteWritesTheSlotsAndNothingElse) {
   const auto all = cases();
   Progress progress(all.size());

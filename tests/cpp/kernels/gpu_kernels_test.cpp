@@ -44,16 +44,6 @@ class GpuKernels : public ::testing::Test {
 // What is in the buffer, wherever the handle has been: pointers of a host would move it there.
 const void* memory_of(const mx::array& array) { return array.buffer().ptr(); }
 
-std::vector<double> written(const mx::array& cache, const mx::array& tokens,
-                            const std::vector<int32_t>& slots) {
-  auto result = values_of(cache);
-  const auto values = values_of(tokens);
-  const size_t row_size = static_cast<size_t>(cache.shape(1)) * cache.shape(2);
-  for (size_t i = 0; i < slots.size(); ++i)
-    std::copy_n(values.begin() + i * row_size, row_size, result.begin() + slots[i] * row_size);
-  return result;
-}
-
 TEST_F(GpuKernels, WritesRowsInPlace) {
   std::vector<int32_t> slots(300);
   std::iota(slots.begin(), slots.end(), 10);
@@ -63,8 +53,8 @@ TEST_F(GpuKernels, WritesRowsInPlace) {
     const auto fused = random_array({300, 9, 80}, dtype, 1);
     const auto keys = mx::slice(fused, {0, 2, 0}, {300, 5, 80});
     const auto values = mx::transpose(random_array({80, 3, 300}, dtype, 2));
-    const auto expected_keys = written(cache.keys, keys, slots);
-    const auto expected_values = written(cache.values, values, slots);
+    const auto expected_keys = with_rows(values_of(cache.keys), values_of(keys), slots);
+    const auto expected_values = with_rows(values_of(cache.values), values_of(values), slots);
     const void* memory = memory_of(cache.keys);
     const mx::array old_handle = cache.keys;
     const BatchLayout layout = layout_of(slots);

@@ -14,17 +14,6 @@ namespace {
 
 using namespace testing_support;
 
-// `cache` with row slots[i] replaced by token i.
-std::vector<double> written(const mx::array& cache, const mx::array& tokens,
-                            const std::vector<int32_t>& slots) {
-  auto result = values_of(cache);
-  const auto values = values_of(tokens);
-  const size_t row_size = static_cast<size_t>(cache.shape(1)) * cache.shape(2);
-  for (size_t i = 0; i < slots.size(); ++i)
-    std::copy_n(values.begin() + i * row_size, row_size, result.begin() + slots[i] * row_size);
-  return result;
-}
-
 constexpr mx::Dtype kDtypes[] = {mx::float32, mx::float16, mx::bfloat16};
 
 class KVWrite : public KernelTest {};
@@ -36,8 +25,8 @@ TEST_F(KVWrite, RowsLandWhereTheSlotsSay) {
     Cache cache = make_cache(20, 3, 8, dtype);
     const auto keys = random_array({num_tokens, 3, 8}, dtype, 1);
     const auto values = random_array({num_tokens, 3, 8}, dtype, 2);
-    const auto expected_keys = written(cache.keys, keys, slots);
-    const auto expected_values = written(cache.values, values, slots);
+    const auto expected_keys = with_rows(values_of(cache.keys), values_of(keys), slots);
+    const auto expected_values = with_rows(values_of(cache.values), values_of(values), slots);
     const BatchLayout layout = layout_of(slots);
     KVView view{cache.keys, cache.values, layout};
     kv_write(view, keys, values);
@@ -53,8 +42,8 @@ TEST_F(KVWrite, ManyTokensOnSeveralThreads) {
   Cache cache = make_cache(3100, 3, 64, mx::float32);
   const auto keys = random_array({3000, 3, 64}, mx::float32, 1);
   const auto values = random_array({3000, 3, 64}, mx::float32, 2);
-  const auto expected_keys = written(cache.keys, keys, slots);
-  const auto expected_values = written(cache.values, values, slots);
+  const auto expected_keys = with_rows(values_of(cache.keys), values_of(keys), slots);
+  const auto expected_values = with_rows(values_of(cache.values), values_of(values), slots);
   const BatchLayout layout = layout_of(slots);
   KVView view{cache.keys, cache.values, layout};
   kv_write(view, keys, values);
@@ -71,8 +60,8 @@ TEST_F(KVWrite, ReadsStridedTokens) {
   const BatchLayout layout = layout_of(slots);
   for (const auto& tokens : {of_fused, every_other, transposed}) {
     Cache cache = make_cache(10, 3, 8, mx::bfloat16);
-    const auto expected_keys = written(cache.keys, tokens, slots);
-    const auto expected_values = written(cache.values, of_fused, slots);
+    const auto expected_keys = with_rows(values_of(cache.keys), values_of(tokens), slots);
+    const auto expected_values = with_rows(values_of(cache.values), values_of(of_fused), slots);
     KVView view{cache.keys, cache.values, layout};
     kv_write(view, tokens, of_fused);
     EXPECT_EQ(values_of(cache.keys), expected_keys);
@@ -113,7 +102,7 @@ TEST_F(KVWrite, OddSizesWhereverTheyLie) {
               {num_heads, head_dim});
           Cache cache = make_cache(50, num_heads, head_dim, dtype);
           Cache other = make_cache(50, num_heads, head_dim, dtype);
-          const auto expected = written(cache.keys, tokens, slots);
+          const auto expected = with_rows(values_of(cache.keys), values_of(tokens), slots);
           const BatchLayout layout = layout_of(slots);
           KVView view{cache.keys, cache.values, layout};
           KVView other_view{other.keys, other.values, layout};
