@@ -12,42 +12,57 @@ struct LaneValues {
 // One lane's part of kHeads query heads.
 template <int kHeads, int kCount>
 struct DecodeRows {
-  float query[kHeads][kCount];  // scaled
-  float sums[kHeads][kCount];   // weighted sum of values
+  float query[kHeads * kCount];  // scaled
+  float sums[kHeads * kCount];   // weighted sum of values
   SoftmaxState softmax[kHeads];
 };
 
-// Reads the lane's values of kKeysAtOnce rows; 0 for rows from `end` on and for lanes beyond them.
-template <int kCount, typename T>
-FUNC void read_rows(THREAD_POINTER(float) rows, DEVICE_POINTER(const T) cache,
-                    DEVICE_POINTER(const int) table, int key, int end, bool lane_used,
-                    ARGUMENTS_REF(AttentionArguments) arguments) {
+// Where the rows of kKeysAtOnce keys begin in the caches. From `end` on it is the last key's row,
+// so that reading needs no branch, between which the device could not have several rows under way.
+FUNC void find_rows(THREAD_POINTER(size_t) offsets, DEVICE_POINTER(const int) table, int key,
+                    int end, ARGUMENTS_REF(AttentionArguments) arguments) {
   UNROLL
   for (int i = 0; i < kKeysAtOnce; ++i) {
-    if (lane_used && key + i < end) {
-      const size_t row = size_t(cache_row(table, arguments.block_size, key + i));
-      read_values<kCount>(rows + i * kCount, cache + row * size_t(arguments.cache_row_stride));
-    } else {
-      for (int e = 0; e < kCount; ++e) rows[i * kCount + e] = 0.0f;
-    }
+    const int row = cache_row(table, arguments.block_size, min(key + i, end - 1));
+    offsets[i] = size_t(row) * size_t(arguments.cache_row_stride);
   }
 }
 
-// Takes kKeysAtOnce keys into one head.
-template <int kCount>
-FUNC void attend(THREAD_POINTER(const float) query, THREAD_POINTER(float) sums,
-                 THREAD_REF(SoftmaxState) softmax, THREAD_POINTER(const float) keys,
-                 THREAD_POINTER(const float) values, int num_keys, float softcap) {
-  float scores[kKeysAtOnce];
-  float highest = softmax.highest;
+// Reads the lane's values of those rows.
+template <int kCount, typename T>
+FUNC void read_rows(THREAD_POINTER(float) rows, DEVICE_POINTER(const T) cache,
+                    THREAD_POINTER(const size_t) offsets) {
   UNROLL
-  for (int i = 0; i < kKeysAtOnce; ++i) {
+  for (int i = 0; i < kKeysAtOnce; ++i) read_values<kCount>(rows + i * kCount, cache + offsets[i]);
+}
+
+// Scores of kKeysAtOnce keys with one head after the other.
+template <int kHeads, int kCount>
+FUNC void find_scores(THREAD_POINTER(float) scores, THREAD_POINTER(const float) queries,
+                      THREAD_POINTER(const float) keys, float softcap) {
+  UNROLL
+  for (int i = 0; i < kHeads * kKeysAtOnce; ++i) {
+    const int query = i / kKeysAtOnce * kCount;
+    const int key = i % kKeysAtOnce * kCount;
     float product = 0.0f;
     UNROLL
-    for (int e = 0; e < kCount; ++e) product += query[e] * keys[i * kCount + e];
-    scores[i] = score_of(simd_sum(product), softcap);
-    if (i < num_keys) highest = max(highest, scores[i]);
+    for (int e = 0; e < kCount; ++e) product += queries[query + e] * keys[key + e];
+    scores[i] = product;
   }
+  simd_sums<kHeads * kKeysAtOnce>(scores);
+  if (softcap > 0.0f) {
+    for (int i = 0; i < kHeads * kKeysAtOnce; ++i) scores[i] = score_of(scores[i], softcap);
+  }
+}
+
+// Takes kKeysAtOnce keys, of which num_keys or more exist, into one head.
+template <int kCount>
+FUNC void attend(THREAD_POINTER(const float) scores, THREAD_POINTER(float) sums,
+                 THREAD_REF(SoftmaxState) softmax, THREAD_POINTER(const float) values,
+                 int num_keys) {
+  float highest = softmax.highest;
+  UNROLL
+  for (int i = 0; i < kKeysAtOnce; ++i) highest = max(highest, i < num_keys ? scores[i] : NO_SCORE);
   const float correction = fast_exp2(softmax.highest - highest);
   softmax.highest = highest;
   softmax.sum *= correction;
@@ -129,9 +144,9 @@ KERNEL attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const 
     const bool used = lane_used && head < num_heads;
     UNROLL
     for (int e = 0; e < kCount; ++e) {
-      rows.query[head][e] =
+      rows.query[head * kCount + e] =
           used ? float(queries[offset + size_t(first_element + e)]) * scale : 0.0f;
-      rows.sums[head][e] = 0.0f;
+      rows.sums[head * kCount + e] = 0.0f;
     }
     rows.softmax[head].highest = NO_SCORE;
     rows.softmax[head].sum = 0.0f;
@@ -140,18 +155,22 @@ KERNEL attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const 
   const int visible_end = request.history + work.query + 1;
   const int end = min(work.end_key, visible_end);
   const int first = max(work.first_key, first_visible_key(visible_end, arguments.window));
-  const size_t row_offset = kv_head * kHeadDim + size_t(first_element);
+  // Lanes beyond the rows read what lane 0 does; their part of the query is 0.
+  const size_t row_offset = kv_head * kHeadDim + size_t(lane_used ? first_element : 0);
   for (int key = first + int(simd_group) * kKeysAtOnce; key < end;
        key += kSimdgroups * kKeysAtOnce) {
     float keys[kKeysAtOnce * kCount];
     float values[kKeysAtOnce * kCount];
-    read_rows<kCount>(keys, key_cache + row_offset, request.table, key, end, lane_used, arguments);
-    read_rows<kCount>(values, value_cache + row_offset, request.table, key, end, lane_used,
-                      arguments);
+    float scores[kHeads * kKeysAtOnce];
+    size_t offsets[kKeysAtOnce];
+    find_rows(offsets, request.table, key, end, arguments);
+    read_rows<kCount>(keys, key_cache + row_offset, offsets);
+    read_rows<kCount>(values, value_cache + row_offset, offsets);
+    find_scores<kHeads, kCount>(scores, rows.query, keys, arguments.softcap);
     UNROLL
     for (int head = 0; head < kHeads; ++head)
-      attend<kCount>(rows.query[head], rows.sums[head], rows.softmax[head], keys, values, end - key,
-                     arguments.softcap);
+      attend<kCount>(scores + head * kKeysAtOnce, rows.sums + head * kCount, rows.softmax[head],
+                     values, end - key);
   }
 
   if (simd_lane == 0) {
@@ -162,7 +181,7 @@ KERNEL attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const 
   for (int head = 0; head < kHeads; ++head) {
     for (int e = 0; e < kCount; ++e) {
       if (lane_used)
-        shared_sums[int(simd_group) * kHeadDim + first_element + e] = rows.sums[head][e];
+        shared_sums[int(simd_group) * kHeadDim + first_element + e] = rows.sums[head * kCount + e];
     }
     THREADGROUP_BARRIER();
     if (head < num_heads) {

@@ -45,6 +45,17 @@ FUNC float simd_sum(float value) {
   return value;
 }
 
+// Each of the values summed over the simdgroup. Step by step for all of them: shuffles keep their
+// order, so that one sum after the other would wait for each of its steps.
+template <int kCount>
+FUNC void simd_sums(float* values) {
+  UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    UNROLL
+    for (int i = 0; i < kCount; ++i) values[i] += simd_shuffle_xor(values[i], mask);
+  }
+}
+
 template <typename T>
 struct alignas(4 * sizeof(T)) FourValues {
   T values[4];

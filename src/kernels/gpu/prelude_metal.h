@@ -45,6 +45,13 @@ FUNC float fast_exp2(float x) { return metal::fast::exp2(x); }
 // The fast one is inf / inf where the score is far above the cap.
 FUNC float accurate_tanh(float x) { return metal::precise::tanh(x); }
 
+// Each of the values summed over the simdgroup.
+template <int kCount>
+FUNC void simd_sums(thread float* values) {
+  UNROLL
+  for (int i = 0; i < kCount; ++i) values[i] = simd_sum(values[i]);
+}
+
 template <typename T>
 struct alignas(4 * sizeof(T)) FourValues {
   T values[4];

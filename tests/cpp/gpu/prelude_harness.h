@@ -69,6 +69,11 @@ inline float simd_sum(float value, GPU_HARNESS_SITE) {
   });
 }
 
+template <int kCount>
+void simd_sums(float* values) {
+  for (int i = 0; i < kCount; ++i) values[i] = simd_sum(values[i]);
+}
+
 inline float simd_max(float value, GPU_HARNESS_SITE) {
   return exchange<float, float>({"simd_max", file, line}, value, [](const auto& in, auto& out) {
     float highest = in[0].template get<float>();
