@@ -2,7 +2,7 @@
 // Times the GPU kernels of paged attention, bfloat16: microseconds a layer of decode attention, of
 // prefill attention and of writing, in a chain of layers that are evaluated together, and the share
 // of the memory bandwidth or the arithmetic that this is. Prints JSON.
-// Usage: gpu_attention [turns]
+// Usage: gpu_attention [turns [fallback]]; fallback: the same in MLX's own ops.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,6 +11,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/device_kernels.h"
@@ -139,6 +140,7 @@ void measure(const Case& c, int turns, double roof, bool last) {
 int main(int argc, char** argv) {
   using namespace vllm_metal;
   const int turns = argc > 1 ? std::max(1, std::atoi(argv[1])) : 9;
+  set_device_kernels_enabled(argc < 3 || std::string(argv[2]) != "fallback");
   mx::set_default_device(mx::Device::gpu);
   const double roof = read_gb_per_second();
   std::printf("{\n  \"our_kernels\": %s, \"memory_read_gb_per_s\": %.0f,\n  \"cases\": [\n",
