@@ -110,6 +110,17 @@ class VarlenAttention : public GpuPrimitive {
 
 }  // namespace
 
+bool fallback_is_faster(const mx::array& queries, const BatchLayout& layout,
+                        const AttentionOptions& options) {
+  if (kernel_target() != KernelTarget::kCuda || queries.dtype() == mx::float32 || !options.plain())
+    return false;
+  for (int request = 0; request < layout.num_requests(); ++request) {
+    if (layout.query_starts[request + 1] - layout.query_starts[request] > kMaxDecodeQueries)
+      return true;
+  }
+  return false;
+}
+
 mx::array varlen_attention(const mx::array& queries, const KVView& view,
                            const AttentionOptions& options) {
   const BatchLayout& layout = view.layout;

@@ -14,6 +14,7 @@
 #include "kernels/cache_test.h"
 #include "kernels/copy_blocks.h"
 #include "kernels/gpu/device.h"
+#include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
 #include "kernels/split_rotary.h"
 #include "kernels/table_cases.h"
@@ -139,8 +140,8 @@ void expect_attention(const AttentionCase& one) {
   SCOPED_TRACE(one.text());
   const AttentionInputs inputs = make_inputs(one.requests, one.heads, one.dtype);
   const PlacedBatch batch = place(one.requests, one.block_size);
-  expect_close(attend(inputs, batch, one.choice), attention_reference(inputs, one.choice),
-               gpu_tolerance_of(one.dtype));
+  expect_close(attend(inputs, batch, one.choice, gpu::varlen_attention),
+               attention_reference(inputs, one.choice), gpu_tolerance_of(one.dtype));
 }
 
 const std::vector<std::vector<RequestShape>> kBatches = {
@@ -176,12 +177,12 @@ TEST_F(GpuKernels, AttentionOverLongContexts) {
 TEST_F(GpuKernels, AttentionOfARequestIsThatOfItAlone) {
   const std::vector<RequestShape> requests = {{700, 1}, {300, 100}, {4000, 1}, {33, 2}};
   const AttentionInputs inputs = make_inputs(requests, {8, 2, 64}, mx::bfloat16);
-  const mx::array together = attend(inputs, place(requests, 16));
-  expect_equal(attend(inputs, place(requests, 0)), together);
+  const mx::array together = attend(inputs, place(requests, 16), {}, gpu::varlen_attention);
+  expect_equal(attend(inputs, place(requests, 0), {}, gpu::varlen_attention), together);
   const auto starts = query_starts_of(requests);
   for (int i = 0; i < 4; ++i) {
     const AttentionInputs alone = some_of(inputs, i, i + 1);
-    expect_equal(attend(alone, place(alone.requests, 16)),
+    expect_equal(attend(alone, place(alone.requests, 16), {}, gpu::varlen_attention),
                  mx::contiguous(tokens_of(together, starts[i], starts[i + 1])));
   }
 }
@@ -191,6 +192,17 @@ TEST_F(GpuKernels, OtherHeadSizesTakeTheFallback) {
   const AttentionInputs inputs = make_inputs(requests, {4, 2, 72}, mx::float16);
   expect_close(attend(inputs, place(requests, 16)), attention_reference(inputs),
                fallback_tolerance_of(mx::float16));
+}
+
+// Whichever way the op goes for a batch.
+TEST_F(GpuKernels, AttentionOfTheOp) {
+  for (mx::Dtype dtype : {mx::float16, mx::bfloat16}) {
+    for (const auto& requests : kBatches) {
+      const AttentionInputs inputs = make_inputs(requests, {8, 2, 128}, dtype);
+      expect_close(attend(inputs, place(requests, 16)), attention_reference(inputs),
+                   fallback_tolerance_of(dtype));
+    }
+  }
 }
 
 TEST_F(GpuKernels, NoTokens) {
