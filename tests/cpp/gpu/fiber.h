@@ -8,13 +8,7 @@
 #include <cstddef>
 #include <memory>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define GPU_HARNESS_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define GPU_HARNESS_SANITIZED 1
-#endif
-#endif
+#include "gpu/fiber_sanitizers.h"
 
 namespace gpu_harness {
 
@@ -22,8 +16,9 @@ namespace gpu_harness {
 class Fiber {
  public:
   Fiber() = default;
-  // Calls entry() when it is first switched to; entry never returns.
-  explicit Fiber(void (*entry)()) : stack_(new char[kStackSize]), started_(false) {
+  // Calls entry() when it is first switched to; entry never returns, and calls entered() first.
+  explicit Fiber(void (*entry)())
+      : stack_(new char[kStackSize]), sanitizers_(stack_.get(), kStackSize), started_(false) {
     getcontext(&context_);
     context_.uc_stack.ss_sp = stack_.get();
     context_.uc_stack.ss_size = kStackSize;
@@ -33,22 +28,30 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
+  void entered() { sanitizers_.arrive(); }
+
   // Leaves this fiber, which is running, for `next`; returns when something switches back.
   void switch_to(Fiber& next) {
-#ifdef GPU_HARNESS_SANITIZED
-    swapcontext(&context_, &next.context_);
-#else
-    // swapcontext asks the kernel for the signal mask each time; these do not.
+    sanitizers_.leave_for(next.sanitizers_);
+    if (FiberSanitizers::kWatching)
+      swapcontext(&context_, &next.context_);
+    else
+      jump_to(next);
+    sanitizers_.arrive();
+  }
+
+ private:
+  // swapcontext asks the kernel for the signal mask each time; these do not.
+  void jump_to(Fiber& next) {
     if (_setjmp(jump_) != 0) return;
     if (next.started_) _longjmp(next.jump_, 1);
     next.started_ = true;
     setcontext(&next.context_);
-#endif
   }
 
- private:
   static constexpr size_t kStackSize = 256 << 10;
   std::unique_ptr<char[]> stack_;
+  FiberSanitizers sanitizers_;
   ucontext_t context_{};
   jmp_buf jump_{};
   bool started_ = true;

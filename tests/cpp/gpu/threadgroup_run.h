@@ -92,6 +92,7 @@ inline void Dispatch::start_group() {
 
 // A fiber runs the kernel once a group.
 inline void Dispatch::fiber_main() {
+  current().fibers_[current().running_]->entered();
   for (;;) {
     Dispatch& dispatch = current();
     try {
