@@ -42,8 +42,9 @@ test-fast: setup  ## the tests that need neither a server nor the real model
 	$(call run_tests,-m "not slow")
 
 test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batches, an hour
-	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels test_gpu
 	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_kernels --gtest_filter='*Table*'
+	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_gpu --gtest_filter='*Table*'
 
 test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hour
 	@scripts/test_sanitizers.sh asan tsan
