@@ -14,12 +14,12 @@ const std::vector<std::vector<RequestShape>> kBatches = {
     {{130, 33}, {257, 1}, {31, 31}},
     {{700, 3}, {70, 40}, {129, 1}},
 };
-const std::vector<AttentionOptions> kOptions = {
+const std::vector<OptionChoice> kOptions = {
     {},
-    {.window = 1},
-    {.window = 50, .sinks = true},
-    {.softcap = 3.0f},
-    {.window = 129, .softcap = 20.0f, .sinks = true},
+    {.sliding_window = 1},
+    {.sliding_window = 50, .sinks = true},
+    {.soft_cap = 3.0f},
+    {.sliding_window = 129, .soft_cap = 20.0f, .sinks = true},
     {.sinks = true},
 };
 constexpr int kBlockSizes[] = {16, 0, 8, 32, 128};
@@ -27,7 +27,7 @@ constexpr int kSplits[] = {128, 64, 256};
 
 struct Choice {
   int block_size, split;
-  AttentionOptions options;
+  OptionChoice options;
 };
 
 // What the `turn`-th case meets: each choice in turn, or all of them where all cases are wanted.

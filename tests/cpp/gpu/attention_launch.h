@@ -13,17 +13,11 @@
 namespace gpu_harness {
 
 namespace gpu = vllm_metal::gpu;
+using vllm_metal::AttentionOptions;
 using vllm_metal::testing_support::AttentionInputs;
 using vllm_metal::testing_support::HeadShape;
 using vllm_metal::testing_support::PlacedBatch;
 using vllm_metal::testing_support::RequestShape;
-
-struct AttentionOptions {
-  int window = 0;
-  float softcap = 0;
-  bool sinks = false;
-  float scale = 0;  // 0: 1 / sqrt(head_dim)
-};
 
 // Which kernels take a batch.
 enum class Way {
@@ -95,7 +89,7 @@ template <typename T, int kHeadDim>
 class AttentionLaunch {
  public:
   AttentionLaunch(const AttentionInputs& inputs, const PlacedBatch& batch,
-                  const AttentionOptions& options, std::vector<float> sinks)
+                  const AttentionOptions& options)
       : num_kv_heads_(inputs.keys.shape(1)),
         group_size_(inputs.queries.shape(1) / num_kv_heads_),
         queries_("queries", elements_of<T>(inputs.queries)),
@@ -104,7 +98,7 @@ class AttentionLaunch {
         tables_("block_tables", batch.layout.block_tables),
         starts_("query_starts", batch.layout.query_starts),
         lens_("context_lens", batch.layout.context_lens),
-        sinks_("sinks", std::move(sinks)),
+        sinks_("sinks", options.sinks ? elements_of<float>(*options.sinks) : std::vector{0.0f}),
         outputs_("outputs", std::vector<T>(inputs.queries.size(), T(NAN))) {
     arguments_.query_token_stride = int64_t{inputs.queries.shape(1)} * kHeadDim;
     arguments_.query_head_stride = kHeadDim;
@@ -114,8 +108,8 @@ class AttentionLaunch {
     arguments_.block_size = batch.layout.block_size;
     arguments_.blocks_per_request = batch.layout.blocks_per_request();
     arguments_.scale = options.scale;
-    arguments_.softcap = options.softcap;
-    arguments_.window = options.window;
+    arguments_.softcap = options.soft_cap;
+    arguments_.window = options.sliding_window;
     arguments_.has_sinks = options.sinks ? 1 : 0;
   }
 

@@ -224,9 +224,9 @@ struct ReferenceHead {
   }
 };
 
+// [num_tokens, num_heads, head_dim]
 inline std::vector<double> attention_reference(const AttentionInputs& inputs,
-                                               const OptionChoice& choice = {}) {
-  const AttentionOptions options = options_of(inputs, choice);
+                                               const AttentionOptions& options) {
   const int num_heads = inputs.queries.shape(1), head_dim = inputs.queries.shape(2);
   const int num_kv_heads = inputs.keys.shape(1);
   const auto queries = values_of(inputs.queries);
@@ -237,7 +237,7 @@ inline std::vector<double> attention_reference(const AttentionInputs& inputs,
   for (const auto& request : inputs.requests) {
     for (int i = 0; i < request.num_queries; ++i, ++query) {
       const int end = request.context_len - request.num_queries + i + 1;
-      const int begin = choice.sliding_window == 0 ? 0 : std::max(0, end - choice.sliding_window);
+      const int begin = options.sliding_window == 0 ? 0 : std::max(0, end - options.sliding_window);
       for (int head = 0; head < num_heads; ++head) {
         const size_t offset = (query * num_heads + head) * head_dim;
         const size_t kv_offset =
@@ -248,13 +248,18 @@ inline std::vector<double> attention_reference(const AttentionInputs& inputs,
                                       head_dim,
                                       options.scale,
                                       options.soft_cap,
-                                      choice.sinks ? sinks[head] : kNoSink};
+                                      options.sinks ? sinks[head] : kNoSink};
         reference.attend(queries.data() + offset, begin, end, result.data() + offset);
       }
     }
     first_key += request.context_len;
   }
   return result;
+}
+
+inline std::vector<double> attention_reference(const AttentionInputs& inputs,
+                                               const OptionChoice& choice = {}) {
+  return attention_reference(inputs, options_of(inputs, choice));
 }
 
 }  // namespace vllm_metal::testing_support

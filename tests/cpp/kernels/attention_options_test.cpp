@@ -101,7 +101,7 @@ TEST_P(AttentionOptionsTest, ReadsNothingBeforeTheWindow) {
   const BatchLayout layout(whole.query_starts, whole.context_lens, whole.slot_mapping, tables,
                            kBlockSize);
   const auto options = options_of(inputs, {kWindow});
-  const auto expected = attention_reference(inputs, {kWindow});
+  const auto expected = attention_reference(inputs, OptionChoice{kWindow});
   for (AttentionOp op : {varlen_attention, varlen_attention_fallback})
     expect_close(op(inputs.queries, {keys, values, layout}, options), expected);
 }
@@ -130,8 +130,8 @@ TEST_F(AttentionOptionsOnce, SoftCapKeepsSmallScoresAndBoundsLargeOnes) {
   auto inputs = make_inputs(requests, {4, 2, 16}, mx::float32);
   for (float factor : {1e-3f, 1e-1f, 1.0f, 1e3f, 1e6f}) {
     inputs.queries = inputs.queries * factor;
-    expect_close(attend(inputs, place(requests, 0), {0, 20}), attention_reference(inputs, {0, 20}),
-                 {2e-5, 2e-5});
+    expect_close(attend(inputs, place(requests, 0), {0, 20}),
+                 attention_reference(inputs, OptionChoice{0, 20}), {2e-5, 2e-5});
     if (HasFatalFailure()) return;
   }
 }
@@ -146,7 +146,7 @@ TEST_F(AttentionOptionsOnce, SinksMayBeStridedOrPending) {
   const mx::array pairs = mx::stack({*options.sinks, mx::zeros({4})}, 1);
   options.sinks = mx::squeeze(mx::slice(pairs, {0, 0}, {4, 1}), 1);
   expect_close(varlen_attention(inputs.queries, {keys, values, batch.layout}, options),
-               attention_reference(inputs, {0, 0, true}));
+               attention_reference(inputs, OptionChoice{0, 0, true}));
 }
 
 std::string refusal(const AttentionOptions& options) {
