@@ -17,10 +17,11 @@ struct AttentionBatch {
   int sliding_window = 0;  // keys that a query sees; 0: all
 };
 
-// Queries [first_query, first_query + num_queries) of a request and one key head.
+// Queries [first_query, first_query + num_queries) of a request for some of the key heads.
 struct TileWork {
   int request;
-  int kv_head;
+  int first_kv_head;
+  int num_kv_heads;
   int first_query;  // in the request
   int num_queries;
   int64_t first_key;  // that the first query sees

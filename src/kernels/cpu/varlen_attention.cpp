@@ -41,9 +41,10 @@ void* advanced(void* base, ElementType type, int64_t elements) {
 AttentionTile AttentionTask::make_tile(const TileWork& work) const {
   AttentionTile result = tile;
   const int64_t token = batch.query_starts[work.request] + work.first_query;
-  const int64_t head = static_cast<int64_t>(work.kv_head) * batch.group_size;
-  const int64_t cache_offset = static_cast<int64_t>(work.kv_head) * tile.head_dim;
+  const int64_t head = static_cast<int64_t>(work.first_kv_head) * batch.group_size;
+  const int64_t cache_offset = static_cast<int64_t>(work.first_kv_head) * tile.head_dim;
   result.num_queries = work.num_queries;
+  result.num_kv_heads = work.num_kv_heads;
   result.num_keys = work.num_keys - work.num_queries + 1;
   if (tile.sinks != nullptr) result.sinks = tile.sinks + head;
   result.queries =
@@ -56,6 +57,10 @@ AttentionTile AttentionTask::make_tile(const TileWork& work) const {
   return result;
 }
 
+int num_rows_of(const TileWork& work, int group_size) {
+  return work.num_kv_heads * work.num_queries * group_size;
+}
+
 // Where the states of tiles that are computed in parts begin: [num_tiles], and the total.
 std::vector<int64_t> place_states(const AttentionPlan& plan, const AttentionKernels& kernels,
                                   int group_size, int head_dim) {
@@ -64,7 +69,7 @@ std::vector<int64_t> place_states(const AttentionPlan& plan, const AttentionKern
     const int64_t floats =
         tile.num_parts == 1
             ? 0
-            : tile.num_parts * kernels.state_floats(tile.num_queries * group_size, head_dim);
+            : tile.num_parts * kernels.state_floats(num_rows_of(tile, group_size), head_dim);
     begins.push_back(begins.back() + floats);
   }
   return begins;
@@ -80,7 +85,7 @@ void AttentionTask::operator()() const {
   const auto run_part = [&](const PartWork& part) {
     const TileWork& work = plan.tiles[part.tile];
     const AttentionTile current = make_tile(work);
-    const int num_rows = work.num_queries * batch.group_size;
+    const int num_rows = num_rows_of(work, batch.group_size);
     const int64_t state_floats = kernels.state_floats(num_rows, tile.head_dim);
     float* scratch = thread_scratch(state_floats + kernels.scratch_floats(num_rows, tile.head_dim));
     const int64_t first_span = work.first_key / kKeySpan;
@@ -135,6 +140,7 @@ class VarlenAttention : public CpuPrimitive {
     task.tile = {.type = element_type_of(queries.dtype()),
                  .head_dim = queries.shape(2),
                  .num_queries = 0,
+                 .num_kv_heads = 0,
                  .group_size = task.batch.group_size,
                  .scale = scale_,
                  .soft_cap = soft_cap_,

@@ -32,8 +32,9 @@ TEST(AttentionPlan, EveryQueryOfEveryHeadOnce) {
   for (int num_threads : {1, 2, 8, 64}) {
     std::map<std::tuple<int, int, int>, int> seen;
     for (const TileWork& tile : kMixed.plan(num_threads).tiles) {
-      for (int i = 0; i < tile.num_queries; ++i)
-        ++seen[{tile.request, tile.kv_head, tile.first_query + i}];
+      for (int i = 0; i < tile.num_queries * tile.num_kv_heads; ++i)
+        ++seen[{tile.request, tile.first_kv_head + i % tile.num_kv_heads,
+                tile.first_query + i / tile.num_kv_heads}];
       // The last query of a tile sees the keys up to its own.
       const int num_queries =
           kMixed.query_starts[tile.request + 1] - kMixed.query_starts[tile.request];
@@ -67,16 +68,34 @@ TEST(AttentionPlan, PartsAreWholeTilesOrTheirSpans) {
 
 TEST(AttentionPlan, SplitsALongDecodeForSeveralThreadsOnly) {
   const Batch decode{{0, 1}, {4000}, 2, 4};
-  EXPECT_EQ(decode.plan(1).parts.size(), 2u);
-  EXPECT_EQ(decode.plan(2).parts.size(), 16u);
+  EXPECT_EQ(decode.plan(1).parts.size(), 1u);
+  EXPECT_EQ(decode.plan(2).parts.size(), 8u);   // spans, of both heads
+  EXPECT_EQ(decode.plan(8).parts.size(), 16u);  // spans of each head
+}
+
+TEST(AttentionPlan, SplitsAShortDecodeByHeads) {
+  const Batch decode{{0, 1}, {400}, 8, 4};
+  EXPECT_EQ(decode.plan(1).tiles.size(), 1u);
+  EXPECT_EQ(decode.plan(2).tiles.size(), 8u);
+  EXPECT_EQ(decode.plan(2).parts.size(), 8u);
+}
+
+TEST(AttentionPlan, HeadsOfOneTileAreBounded) {
+  // 48 queries of 2 heads fill a tile; the 12 that are left do so for all 4 key heads.
+  for (const TileWork& tile : Batch{{0, 60}, {60}, 4, 2}.plan(1).tiles)
+    EXPECT_EQ(tile.num_kv_heads, tile.num_queries == 48 ? 1 : 4);
+  // 96 rows a tile, 8 of each key head.
+  for (const TileWork& tile : Batch{{0, 1}, {60}, 24, 8}.plan(1).tiles)
+    EXPECT_EQ(tile.num_kv_heads, 12);
 }
 
 TEST(AttentionPlan, WindowLeavesOutSpansThatNoQuerySees) {
   const Batch decode{{0, 1}, {4000}, 2, 4, 600};  // keys 3400 to 3999: spans 6 and 7
   const AttentionPlan plan = decode.plan(2);
-  ASSERT_EQ(plan.tiles.size(), 2u);
-  EXPECT_EQ(plan.tiles[0].first_key, 3400);
-  EXPECT_EQ(plan.tiles[0].num_parts, 2);
+  for (const TileWork& tile : plan.tiles) {
+    EXPECT_EQ(tile.first_key, 3400);
+    EXPECT_EQ(tile.num_parts, 2);
+  }
   Batch prefill{{0, 3000}, {3000}, 1, 3, 100};
   for (const TileWork& tile : prefill.plan(2).tiles)
     EXPECT_EQ(tile.first_key, std::max(0, tile.first_query + 1 - 100));
@@ -88,7 +107,7 @@ TEST(AttentionPlan, LeavesEnoughTilesWhole) {
     decodes.query_starts.push_back(i);
     decodes.context_lens.push_back(2000);
   }
-  EXPECT_EQ(decodes.plan(4).parts.size(), 32u * 3);
+  EXPECT_EQ(decodes.plan(4).parts.size(), 32u);
 }
 
 TEST(AttentionPlan, SmallWorkIsOneRange) {

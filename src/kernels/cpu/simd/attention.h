@@ -21,26 +21,28 @@ constexpr int kKeySpan = 512;
 // More than any request has, and little enough that sums with it do not overflow.
 constexpr int64_t kNoWindow = INT64_MAX / 4;
 
-// Consecutive queries of one request for all query heads of one key head; these share each key
-// and value that is loaded. Strides are in elements, head_dim is contiguous everywhere.
+// Consecutive queries of one request for all query heads of consecutive key heads; those of one key
+// head share each key and value that is loaded. Strides are in elements, head_dim is contiguous
+// everywhere. A row is one query and query head; rows are ordered by key head, query, query head.
 struct AttentionTile {
   ElementType type;
   int head_dim;
   int num_queries;
+  int num_kv_heads;
   int group_size;  // query heads of a key head
   float scale;
   float soft_cap;       // 0: none
-  const float* sinks;   // [group_size], null: none
+  const float* sinks;   // [num_kv_heads, group_size], null: none
   int64_t num_keys;     // up to the first query's own; each later query has one more
   int64_t window;       // the last keys of those that a query sees, at least 1; kNoWindow: all
-  const void* queries;  // [num_queries, group_size, head_dim]
+  const void* queries;  // [num_queries, num_kv_heads, group_size, head_dim]
   int64_t query_stride;
   int64_t query_head_stride;
-  void* output;  // [num_queries, group_size, head_dim], heads contiguous
+  void* output;  // as queries, heads contiguous
   int64_t output_stride;
-  // The key head's part of the cache: see BatchLayout for what lies in which row.
-  const void* keys;    // [num_rows, head_dim]
-  const void* values;  // [num_rows, head_dim]
+  // The key heads' part of the cache: see BatchLayout for what lies in which row.
+  const void* keys;    // [num_rows, num_kv_heads, head_dim]
+  const void* values;  // [num_rows, num_kv_heads, head_dim]
   int64_t cache_stride;
   const int32_t* block_table;
   int block_size;  // 0: rows follow each other from block_table[0]
@@ -48,7 +50,7 @@ struct AttentionTile {
 
 struct AttentionKernels {
   // Floats of a softmax state, the result over some of the keys, and of working memory for a tile
-  // of `num_rows` = num_queries * group_size. Both are to be aligned to 64 bytes.
+  // of `num_rows`, of all its heads. Both are to be aligned to 64 bytes.
   int64_t (*state_floats)(int num_rows, int head_dim);
   int64_t (*scratch_floats)(int num_rows, int head_dim);
   // Attends to keys [begin, end), begin a multiple of kKeySpan, and writes the result to `state`.

@@ -38,6 +38,15 @@ Scratch take_scratch(Pieces& pieces, int num_rows, int head_dim) {
   return scratch;
 }
 
+// The rows from `row` on; keys and values are of one head at a time.
+VLLM_METAL_INLINE Scratch rows_from(const Scratch& scratch, int row, int head_dim) {
+  Scratch result = scratch;
+  result.queries += (int64_t)row * head_dim;
+  result.scores += row * kKeyBlock;
+  result.lane_sums += row * kLanes;
+  return result;
+}
+
 int64_t state_floats(int num_rows, int head_dim) {
   Pieces pieces{nullptr};
   take_state(pieces, num_rows, head_dim);
@@ -80,17 +89,19 @@ template <typename Element>
 struct CachedBlock {
   const AttentionTile& tile;
   const int64_t* offsets;
+  const int64_t* next;
 
   void score(const float* queries, int num_rows, int num_keys, float* scores) const {
-    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, int, const float*,
-                                           float*) = {
+    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, const int64_t*,
+                                           int, const float*, float*) = {
         score_keys<1, Element>, score_keys<2, Element>, score_keys<3, Element>,
         score_keys<4, Element>, score_keys<5, Element>, score_keys<6, Element>};
-    kScoreKeys[num_rows - 1](tile, offsets, num_keys, queries, scores);
+    kScoreKeys[num_rows - 1](tile, offsets, next, num_keys, queries, scores);
   }
 
   CacheRows<Element> value_rows(int first) const {
-    return {(const Element*)tile.values, offsets + first, tile.head_dim};
+    return {(const Element*)tile.values, offsets + first, next == nullptr ? nullptr : next + first,
+            tile.head_dim};
   }
 };
 
@@ -136,52 +147,77 @@ void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, i
   add_product(product, num_rows);
 }
 
-// Adds keys [begin, begin + count) to `state`; count is at most kKeyBlock, and some row sees one.
-template <typename Element>
-void attend_block(const AttentionTile& tile, int64_t begin, int count, const Scratch& scratch,
-                  const State& state) {
+// A block of keys, which lies at the same places for all heads of a tile.
+struct KeyBlock {
+  int64_t begin;               // its first key's position
+  int count;                   // of keys, at most kKeyBlock; 0: no block
+  int first_row, end_row;      // those of each head that see one of the keys
+  int64_t offsets[kKeyBlock];  // in the cache, in elements
+
+  const int64_t* places() const { return count == 0 ? nullptr : offsets; }
+};
+
+// Keys from `begin` on, of those before `end`.
+void find_block(const AttentionTile& tile, int64_t begin, int64_t end, KeyBlock& block) {
+  block.begin = begin;
+  block.count = (int)larger(0, smaller(kKeyBlock, end - begin));
+  if (block.count == 0) return;
   // Queries before the first that sees key `begin` see none of the block, nor do those whose window
   // lies behind it.
-  const int64_t first_query = larger(0, begin + 1 - tile.num_keys);
-  const int64_t end_query = smaller(tile.num_queries, begin + count - tile.num_keys + tile.window);
-  int row = (int)first_query * tile.group_size;
-  int left = (int)end_query * tile.group_size - row;
-  // Keys that no query sees may lie nowhere: the first that one sees stands in for them.
-  const int unseen = seen_keys(tile, row, begin, count).begin;
-  int64_t offsets[kKeyBlock];
-  find_rows(tile, begin + unseen, count - unseen, offsets + unseen);
-  for (int key = 0; key < unseen; ++key) offsets[key] = offsets[unseen];
+  const int64_t end_query =
+      smaller(tile.num_queries, begin + block.count - tile.num_keys + tile.window);
+  block.first_row = (int)larger(0, begin + 1 - tile.num_keys) * tile.group_size;
+  block.end_row = (int)end_query * tile.group_size;
+  // Keys that no query sees may lie nowhere: a key that one sees stands in for them.
+  const int unseen = seen_keys(tile, block.first_row, begin, block.count).begin;
+  find_rows(tile, begin + unseen, block.count - unseen, block.offsets + unseen);
+  for (int key = 0; key < unseen; ++key) block.offsets[key] = block.offsets[unseen];
+  for (int key = block.count; key < kKeyBlock; ++key) block.offsets[key] = block.offsets[unseen];
+}
+
+// Adds a block's keys to the state of one head.
+template <typename Element>
+void attend_block(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next,
+                  const Scratch& scratch, const State& state) {
+  int row = block.first_row;
+  int left = block.end_row - row;
   if (left <= kMaxRows) {
-    const CachedBlock<Element> block{tile, offsets};
-    return attend_rows(tile, begin, count, row, left, block, scratch, state);
+    const CachedBlock<Element> cached{tile, block.offsets, next.places()};
+    return attend_rows(tile, block.begin, block.count, row, left, cached, scratch, state);
   }
-  gather_keys<Element>(tile, offsets, count, scratch.keys);
-  gather_values<Element>(tile, offsets, count, scratch.values);
-  const GatheredBlock block{tile, scratch.keys, scratch.values};
+  gather_keys<Element>(tile, block.offsets, next.places(), block.count, scratch.keys);
+  gather_values<Element>(tile, block.offsets, next.places(), block.count, scratch.values);
+  const GatheredBlock gathered{tile, scratch.keys, scratch.values};
   while (left > 0) {
     // As few groups of rows as kMaxRows allows, of even sizes.
     const int groups = (left + kMaxRows - 1) / kMaxRows;
     const int num_rows = (left + groups - 1) / groups;
-    attend_rows(tile, begin, count, row, num_rows, block, scratch, state);
+    attend_rows(tile, block.begin, block.count, row, num_rows, gathered, scratch, state);
     row += num_rows;
     left -= num_rows;
   }
 }
 
+// The same for all heads, one after the other: so a block's memory is read as it lies.
 template <typename Element>
-void attend_span(const AttentionTile& tile, int64_t begin, int64_t end, const Scratch& scratch,
-                 const State& state) {
+void attend_heads(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next,
+                  const Scratch& scratch, const State& state) {
+  AttentionTile head = tile;
+  head.num_kv_heads = 1;
+  for (int i = 0; i < tile.num_kv_heads; ++i) {
+    const int row = i * rows_of_head(tile);
+    head.keys = (const Element*)tile.keys + (int64_t)i * tile.head_dim;
+    head.values = (const Element*)tile.values + (int64_t)i * tile.head_dim;
+    attend_block<Element>(head, block, next, rows_from(scratch, row, tile.head_dim),
+                          rows_from(state, row, padded(tile.head_dim)));
+  }
+}
+
+void clear(const AttentionTile& tile, const Scratch& scratch, const State& state) {
   const int num_rows = num_rows_of(tile);
-  const int64_t width = padded(tile.head_dim);
   for (int row = 0; row < num_rows; ++row) state.max[row] = kNoScore;
   __builtin_memset(scratch.lane_sums, 0, num_rows * kLanes * sizeof(float));
-  __builtin_memset(state.outputs, 0, num_rows * width * sizeof(float));
-  // The first query's window begins first.
-  const int64_t first_key = larger(begin, tile.num_keys - tile.window);
-  for (int64_t key = first_key / kKeyBlock * kKeyBlock; key < end; key += kKeyBlock)
-    attend_block<Element>(tile, key, (int)smaller(kKeyBlock, end - key), scratch, state);
-  for (int row = 0; row < num_rows; ++row)
-    state.sum[row] = horizontal_sum(load(scratch.lane_sums + row * kLanes));
+  __builtin_memset(state.outputs, 0, num_rows * padded(tile.head_dim) * sizeof(float));
 }
 
 template <typename Element>
@@ -189,13 +225,24 @@ void attend(const AttentionTile& tile, int64_t begin, int64_t end, float* state_
             float* scratch_memory) {
   const int num_rows = num_rows_of(tile);
   Pieces state_pieces{state_memory}, scratch_pieces{scratch_memory};
-  const State state = take_state(state_pieces, num_rows, tile.head_dim);
+  const State whole = take_state(state_pieces, num_rows, tile.head_dim);
   const Scratch scratch = take_scratch(scratch_pieces, num_rows, tile.head_dim);
   gather_queries<Element>(tile, scratch.queries);
-  attend_span<Element>(tile, begin, smaller(end, begin + kKeySpan), scratch, state);
-  for (int64_t span = begin + kKeySpan; span < end; span += kKeySpan) {
-    attend_span<Element>(tile, span, smaller(end, span + kKeySpan), scratch, scratch.span);
-    merge(state, scratch.span, num_rows, padded(tile.head_dim));
+  KeyBlock blocks[2];
+  int turn = 0;
+  // The first query's window begins first.
+  const int64_t first_key = larger(begin, tile.num_keys - tile.window) / kKeyBlock * kKeyBlock;
+  find_block(tile, first_key, end, blocks[0]);
+  for (int64_t span = begin; span < end; span += kKeySpan) {
+    const State& state = span == begin ? whole : scratch.span;
+    clear(tile, scratch, state);
+    for (; blocks[turn].begin < smaller(end, span + kKeySpan); turn = 1 - turn) {
+      find_block(tile, blocks[turn].begin + kKeyBlock, end, blocks[1 - turn]);
+      attend_heads<Element>(tile, blocks[turn], blocks[1 - turn], scratch, state);
+    }
+    for (int row = 0; row < num_rows; ++row)
+      state.sum[row] = horizontal_sum(load(scratch.lane_sums + row * kLanes));
+    if (span != begin) merge(whole, state, num_rows, padded(tile.head_dim));
   }
 }
 
@@ -203,8 +250,8 @@ template <typename Element>
 void write_output(const AttentionTile& tile, const State& state) {
   const float* source = state.outputs;
   for (int row = 0; row < num_rows_of(tile); ++row, source += padded(tile.head_dim)) {
-    Element* target = (Element*)tile.output + row / tile.group_size * tile.output_stride +
-                      row % tile.group_size * (int64_t)tile.head_dim;
+    Element* target = (Element*)tile.output + query_of(tile, row) * tile.output_stride +
+                      head_of(tile, row) * tile.head_dim;
     int d = 0;
     for (; d + kLanes <= tile.head_dim; d += kLanes)
       store(target + d, load(source + d) / state.sum[row]);

@@ -12,6 +12,20 @@ namespace vllm_metal::cpu::VLLM_METAL_ISA {
 // Floats of a row of values or outputs: whole registers.
 VLLM_METAL_INLINE int64_t padded(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
+VLLM_METAL_INLINE int rows_of_head(const AttentionTile& tile) {
+  return tile.num_queries * tile.group_size;
+}
+VLLM_METAL_INLINE int num_rows_of(const AttentionTile& tile) {
+  return tile.num_kv_heads * rows_of_head(tile);
+}
+// The query and the query head of a row, both counted within the tile.
+VLLM_METAL_INLINE int64_t query_of(const AttentionTile& tile, int row) {
+  return row % rows_of_head(tile) / tile.group_size;
+}
+VLLM_METAL_INLINE int64_t head_of(const AttentionTile& tile, int row) {
+  return row / rows_of_head(tile) * tile.group_size + row % tile.group_size;
+}
+
 template <typename Element>
 VLLM_METAL_INLINE Floats load_up_to(const Element* source, int64_t count) {
   return count >= kLanes ? load(source) : load_first(source, (size_t)count);
@@ -19,15 +33,14 @@ VLLM_METAL_INLINE Floats load_up_to(const Element* source, int64_t count) {
 
 template <typename Element>
 void gather_queries(const AttentionTile& tile, float* queries) {
-  for (int query = 0; query < tile.num_queries; ++query) {
-    for (int head = 0; head < tile.group_size; ++head, queries += tile.head_dim) {
-      const Element* source =
-          (const Element*)tile.queries + query * tile.query_stride + head * tile.query_head_stride;
-      int d = 0;
-      for (; d + kLanes <= tile.head_dim; d += kLanes)
-        store(queries + d, load(source + d) * tile.scale);
-      for (; d < tile.head_dim; ++d) queries[d] = load_one(source + d) * tile.scale;
-    }
+  const int num_rows = num_rows_of(tile);
+  for (int row = 0; row < num_rows; ++row, queries += tile.head_dim) {
+    const Element* source = (const Element*)tile.queries + query_of(tile, row) * tile.query_stride +
+                            head_of(tile, row) * tile.query_head_stride;
+    int d = 0;
+    for (; d + kLanes <= tile.head_dim; d += kLanes)
+      store(queries + d, load(source + d) * tile.scale);
+    for (; d < tile.head_dim; ++d) queries[d] = load_one(source + d) * tile.scale;
   }
 }
 
@@ -47,6 +60,15 @@ inline void find_rows(const AttentionTile& tile, int64_t begin, int count, int64
       ++block;
     }
   }
+}
+
+// Brings `head_dim` elements near, for use after some thousand cycles. To the second cache: many
+// more lines can be under way to it than to the first, which more than makes up for the way from
+// there; and the machine's own prefetching is of no use between blocks of a few KB.
+template <typename Element>
+VLLM_METAL_INLINE void prefetch_row(const Element* row, int head_dim) {
+  constexpr int kLine = 64 / sizeof(Element);
+  for (int d = 0; d < head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
 }
 
 // Calls f(d, lanes) for each dimension d in order: that dimension of kLanes keys, which may be null
@@ -102,11 +124,20 @@ VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offse
     keys[i] = first + i < count ? (const Element*)tile.keys + offsets[first + i] : nullptr;
 }
 
+// Keys of the next block at the same places of it, null where there is none.
+template <typename Element>
+VLLM_METAL_INLINE void prefetch_keys(const AttentionTile& tile, const int64_t* next, int first) {
+  for (int i = first; next != nullptr && i < first + kLanes; ++i)
+    prefetch_row((const Element*)tile.keys + next[i], tile.head_dim);
+}
+
 // Writes keys [head_dim, kKeyBlock]; of the columns from `count` on, those up to a whole number of
 // registers become zero.
 template <typename Element>
-void gather_keys(const AttentionTile& tile, const int64_t* offsets, int count, float* keys) {
+void gather_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t* next, int count,
+                 float* keys) {
   for (int first = 0; first < count; first += kLanes) {
+    prefetch_keys<Element>(tile, next, first);
     const Element* sources[kLanes];
     find_keys(tile, offsets, first, count, sources);
     for_each_dimension(sources, tile.head_dim,
@@ -119,9 +150,10 @@ void gather_keys(const AttentionTile& tile, const int64_t* offsets, int count, f
 // Scores [kRows, kKeyBlock] of `kRows` query rows [kRows, head_dim] with the keys, from where they
 // lie.
 template <int kRows, typename Element>
-void score_keys(const AttentionTile& tile, const int64_t* offsets, int count, const float* queries,
-                float* scores) {
+void score_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t* next, int count,
+                const float* queries, float* scores) {
   for (int first = 0; first < count; first += kLanes) {
+    prefetch_keys<Element>(tile, next, first);
     const Element* keys[kLanes];
     find_keys(tile, offsets, first, count, keys);
     Floats sums[kRows] = {};
@@ -138,9 +170,11 @@ void score_keys(const AttentionTile& tile, const int64_t* offsets, int count, co
 }
 
 template <typename Element>
-void gather_values(const AttentionTile& tile, const int64_t* offsets, int count, float* values) {
+void gather_values(const AttentionTile& tile, const int64_t* offsets, const int64_t* next,
+                   int count, float* values) {
   const Element* cache = (const Element*)tile.values;
   for (int i = 0; i < count; ++i, values += padded(tile.head_dim)) {
+    if (next != nullptr) prefetch_row(cache + next[i], tile.head_dim);
     for (int d = 0; d < tile.head_dim; d += kLanes)
       store(values + d, load_up_to(cache + offsets[i] + d, tile.head_dim - d));
   }

@@ -28,6 +28,7 @@ struct FloatRows {
   VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
     return load(first + row * stride + column);
   }
+  VLLM_METAL_INLINE void prefetch_next(int64_t) const {}
 };
 
 // Rows of the cache, converted as they are read. Lanes beyond head_dim are zero.
@@ -35,10 +36,14 @@ template <typename Element>
 struct CacheRows {
   const Element* cache;
   const int64_t* offsets;  // in elements
+  const int64_t* next;     // of the next block's rows, null: none
   int head_dim;
 
   VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
     return load_up_to(cache + offsets[row] + column, head_dim - column);
+  }
+  VLLM_METAL_INLINE void prefetch_next(int64_t row) const {
+    if (next != nullptr) prefetch_row(cache + next[row], head_dim);
   }
 };
 
@@ -57,6 +62,7 @@ VLLM_METAL_INLINE void add_strip(const Product<Rows>& product, int64_t column) {
     for (int i = 0; i < kWidth; ++i) sums[row][i] = load(c + row * product.c_stride + i * kLanes);
   }
   for (int64_t k = 0; k < product.count; ++k) {
+    if (column == 0) product.b.prefetch_next(k);
     Floats factors[kWidth];
 #pragma GCC unroll 4
     for (int i = 0; i < kWidth; ++i) factors[i] = product.b.load_lanes(k, column + i * kLanes);

@@ -10,10 +10,6 @@
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
 
-VLLM_METAL_INLINE int num_rows_of(const AttentionTile& tile) {
-  return tile.num_queries * tile.group_size;
-}
-
 // Hands out consecutive pieces of a buffer, each a multiple of 64 bytes; without a buffer it only
 // counts.
 struct Pieces {
@@ -33,6 +29,11 @@ struct State {
   float* sum;      // [num_rows] of exp(score - max)
   float* outputs;  // [num_rows, padded(head_dim)] sums of exp(score - max) * value
 };
+
+// The rows from `row` on.
+VLLM_METAL_INLINE State rows_from(const State& state, int row, int64_t width) {
+  return {state.max + row, state.sum + row, state.outputs + row * width};
+}
 
 inline State take_state(Pieces& pieces, int num_rows, int head_dim) {
   State state;
@@ -61,7 +62,7 @@ inline __attribute__((noinline)) void merge(State into, State from, int num_rows
 // Adds the weight of each row's sink to its sum.
 inline void join_sinks(const AttentionTile& tile, const State& state) {
   for (int row = 0; row < num_rows_of(tile); ++row) {
-    const float sink = tile.sinks[row % tile.group_size];
+    const float sink = tile.sinks[head_of(tile, row)];
     const float highest = state.max[row] > sink ? state.max[row] : sink;
     const float factor = exp_one(state.max[row] - highest);
     state.sum[row] = state.sum[row] * factor + exp_one(sink - highest);
