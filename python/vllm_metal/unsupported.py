@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from vllm_metal import envs
+
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
@@ -23,13 +25,16 @@ class Setting:
     advice: str
     # Values that are fine. Without any: None, False, zero and empty ones.
     allowed: tuple = ()
+    paged: bool = False  # whether all values are fine with the paged KV cache
 
     def read(self, vllm_config: "VllmConfig") -> Any:
         """Return the value, None where a part of the path is None or not in this vLLM."""
         return reduce(lambda at, name: getattr(at, name, None), self.path.split("."), vllm_config)
 
     def is_neutral(self, value: Any) -> bool:
-        """Whether `value` leaves the feature off."""
+        """Whether `value` leaves the feature off, or it is there."""
+        if self.paged and envs.paged_attention():
+            return True
         return value is None or (value in self.allowed if self.allowed else not value)
 
 
@@ -120,7 +125,9 @@ SETTINGS = (
     Setting(
         "kv_events_config.enable_kv_cache_events",
         "KV cache events",
-        "they report prefix caching, which is not there yet; remove --kv-events-config",
+        "they tell of vLLM's blocks; set VLLM_METAL_USE_PAGED_ATTENTION=1 or remove "
+        "--kv-events-config",
+        paged=True,
     ),
     Setting("ec_transfer_config", "encoder cache transfer", "remove --ec-transfer-config"),
     Setting(

@@ -25,6 +25,10 @@ REFUSED_ARGUMENTS = [
         {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
         "KV transfer",
     ),
+    (
+        {"kv_events_config": {"enable_kv_cache_events": True}},
+        "KV cache events .*set VLLM_METAL_USE_PAGED_ATTENTION=1",
+    ),
     ({"cpu_offload_gb": 1}, "CPU offload"),
     ({"offload_group_size": 2}, "prefetching CPU offload"),
     ({"kv_offloading_size": 1.0}, "offload of the KV cache"),
@@ -44,6 +48,12 @@ REFUSED_ARGUMENTS = [
 def test_engine_arguments_are_refused_by_name(engine_config, arguments, message):
     with pytest.raises(ValueError, match=f"(?i){message}"):
         engine_config(**arguments)
+
+
+def test_kv_events_are_accepted_with_the_paged_cache(engine_config, monkeypatch):
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", "1")
+    config = engine_config(kv_events_config={"enable_kv_cache_events": True})
+    assert config.cache_config.enable_prefix_caching
 
 
 @pytest.fixture
