@@ -24,13 +24,94 @@ void add_prompt_rows(const RequestState& request, int32_t begin, int32_t end, in
   if (count > 0) step.prompt_rows.push_back({request.prompt_logprobs, first_row, begin, count});
 }
 
+[[noreturn]] void refuse_unknown(const std::string& id) {
+  throw std::invalid_argument(text("[runner] request '", id, "' is unknown."));
+}
+
 }  // namespace
 
-const InputBatch::State& InputBatch::find(const std::string& id) const {
-  auto found = requests_.find(id);
-  if (found == requests_.end())
-    throw std::invalid_argument(text("[runner] request '", id, "' is unknown."));
-  return found->second;
+// What a step changes, collected first, since any of it may be refused.
+class InputBatch::Changes {
+ public:
+  explicit Changes(InputBatch& batch) : batch_(batch), next_key_(batch.next_key_) {}
+
+  void forget(const std::string& id) {
+    if (release(id)) requests_[id] = nullptr;
+  }
+
+  // The scheduler may name requests that never ran.
+  bool release(const std::string& id) {
+    const State state = find_or_null(id);
+    if (state != nullptr) released_.push_back(state->key);
+    return state != nullptr;
+  }
+
+  void add(const NewRequest& request) {
+    State state = batch_.make_state(request);
+    release(request.id);
+    state->key = next_key_++;
+    requests_[request.id] = std::move(state);
+  }
+
+  void continue_session(const NewRequest& request) {
+    const RequestKey key = find(request.id)->key;
+    State state = batch_.make_state(request);
+    state->key = key;
+    requests_[request.id] = std::move(state);
+  }
+
+  void set_tokens(const RequestUpdate& update) {
+    requests_[update.id] = batch_.with_tokens(*find(update.id), update.token_ids);
+  }
+
+  // After all that gives the request another state.
+  void set_blocks(const BlockUpdate& update) { blocks_.push_back({find(update.id), &update}); }
+
+  std::vector<RequestKey> apply() {
+    for (auto& [id, state] : requests_) {
+      if (state == nullptr) {
+        batch_.requests_.erase(id);
+      } else {
+        batch_.requests_[id] = std::move(state);
+      }
+    }
+    for (const auto& [state, update] : blocks_) {
+      if (update->replaces) state->block_ids.clear();
+      state->block_ids.insert(state->block_ids.end(), update->block_ids.begin(),
+                              update->block_ids.end());
+    }
+    batch_.next_key_ = next_key_;
+    return std::move(released_);
+  }
+
+ private:
+  State find_or_null(const std::string& id) const {
+    const auto found = requests_.find(id);
+    return found != requests_.end() ? found->second : batch_.find_or_null(id);
+  }
+
+  State find(const std::string& id) const {
+    State state = find_or_null(id);
+    if (state == nullptr) refuse_unknown(id);
+    return state;
+  }
+
+  InputBatch& batch_;
+  RequestKey next_key_;
+  std::unordered_map<std::string, State> requests_;  // those that change; null: forgotten
+  std::vector<std::pair<State, const BlockUpdate*>> blocks_;
+  std::vector<RequestKey> released_;
+};
+
+InputBatch::State InputBatch::find_or_null(const std::string& id) const {
+  const auto found = requests_.find(id);
+  return found != requests_.end() ? found->second : nullptr;
+}
+
+InputBatch::State InputBatch::find(const std::string& id) const {
+  State state = find_or_null(id);
+  if (state == nullptr) refuse_unknown(id);
+  return state;
 }
 
 InputBatch::State InputBatch::make_state(const NewRequest& request) {
@@ -62,38 +143,14 @@ InputBatch::State InputBatch::with_tokens(const RequestState& request,
 }
 
 std::vector<RequestKey> InputBatch::update(const StepInput& input) {
-  std::vector<RequestKey> released;
-  std::vector<State> added, continued;
-  for (const auto& request : input.new_requests) added.push_back(make_state(request));
-  for (const auto& request : input.sessions) {
-    continued.push_back(make_state(request));
-    continued.back()->key = find(request.id)->key;
-  }
-  auto forget = [&](const std::string& id) {
-    auto found = requests_.find(id);
-    if (found == requests_.end()) return;  // the scheduler may name requests that never ran
-    released.push_back(found->second->key);
-    requests_.erase(found);
-  };
-  for (const auto& id : input.finished) forget(id);
-  for (const auto& id : input.preempted)
-    if (auto found = requests_.find(id); found != requests_.end())
-      released.push_back(found->second->key);
-  for (size_t i = 0; i < added.size(); ++i) {
-    forget(input.new_requests[i].id);
-    added[i]->key = next_key_++;
-    requests_[input.new_requests[i].id] = std::move(added[i]);
-  }
-  for (size_t i = 0; i < continued.size(); ++i)
-    requests_[input.sessions[i].id] = std::move(continued[i]);
-  for (const auto& update : input.updates)
-    requests_[update.id] = with_tokens(*find(update.id), update.token_ids);
-  for (const auto& update : input.blocks) {
-    auto& block_ids = find(update.id)->block_ids;
-    if (update.replaces) block_ids.clear();
-    block_ids.insert(block_ids.end(), update.block_ids.begin(), update.block_ids.end());
-  }
-  return released;
+  Changes changes(*this);
+  for (const auto& id : input.finished) changes.forget(id);
+  for (const auto& id : input.preempted) changes.release(id);
+  for (const auto& request : input.new_requests) changes.add(request);
+  for (const auto& request : input.sessions) changes.continue_session(request);
+  for (const auto& update : input.updates) changes.set_tokens(update);
+  for (const auto& update : input.blocks) changes.set_blocks(update);
+  return changes.apply();
 }
 
 Batch InputBatch::pack(const StepInput& input) const {
@@ -104,7 +161,7 @@ Batch InputBatch::pack(const StepInput& input) const {
   cache.block_copies = input.block_copies;
   for (size_t i = 0; i < input.scheduled.size(); ++i) {
     const auto& scheduled = input.scheduled[i];
-    const State& request = find(scheduled.id);
+    const State request = find(scheduled.id);
     const auto known = static_cast<int32_t>(request->token_ids.size());
     const int32_t begin = scheduled.num_computed_tokens,
                   end = begin + scheduled.num_scheduled_tokens;

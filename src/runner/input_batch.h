@@ -50,7 +50,8 @@ class InputBatch {
       : config_(config), random_(std::random_device{}()) {}
 
   // Forgets, adds and updates requests. Returns whose cache is free. Throws std::invalid_argument
-  // for an unknown request, an empty one or parameters that do not fit the model.
+  // for an unknown request, an empty one or parameters that do not fit the model, and has changed
+  // nothing then.
   std::vector<RequestKey> update(const StepInput& input);
 
   // Throws std::invalid_argument when a request is unknown or its tokens do not reach that far.
@@ -62,8 +63,10 @@ class InputBatch {
 
  private:
   using State = std::shared_ptr<RequestState>;
+  class Changes;
 
-  const State& find(const std::string& id) const;
+  State find_or_null(const std::string& id) const;
+  State find(const std::string& id) const;
   State make_state(const NewRequest& request);
   State with_tokens(const RequestState& request, const std::vector<int32_t>& token_ids) const;
 
