@@ -59,6 +59,7 @@ DEVICE_FUNCTIONS = (
     "kernels_available",
     "kernel_target",
     "lookup_array",
+    "compile",
     "allocate",
     "launch",
     "hold",

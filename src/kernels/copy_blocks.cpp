@@ -77,7 +77,7 @@ void copy_blocks(mx::array& keys, mx::array& values, const std::vector<BlockCopy
   check_arguments(keys, values, copies, block_size);
   if (copies.empty()) return;
   if (use_cpu_kernels()) return cpu::copy_blocks(keys, values, copies, block_size);
-  if (use_gpu_kernels()) return gpu::copy_blocks(keys, values, copies, block_size);
+  if (use_gpu_cache_kernels(keys)) return gpu::copy_blocks(keys, values, copies, block_size);
   copy_blocks_fallback(keys, values, copies, block_size);
 }
 

@@ -5,12 +5,12 @@
 
 #include "common/mlx.h"
 #include "kernels/gpu/device.h"
+#include "kernels/gpu/kernel_guard.h"
 
 namespace vllm_metal {
 
 namespace {
 std::atomic<bool> enabled{true};
-std::atomic<bool> metal_enabled{false};
 }  // namespace
 
 bool device_kernels_enabled() { return enabled; }
@@ -18,11 +18,12 @@ void set_device_kernels_enabled(bool value) { enabled = value; }
 
 bool use_cpu_kernels() { return enabled && mx::default_device() == mx::Device::cpu; }
 
-void set_metal_kernels_enabled(bool value) { metal_enabled = value; }
-
 bool use_gpu_kernels() {
-  return enabled && mx::default_device() == mx::Device::gpu && gpu::kernels_available() &&
-         (metal_enabled || gpu::kernel_target() == gpu::KernelTarget::kCuda);
+  return enabled && mx::default_device() == mx::Device::gpu && gpu::kernels_available();
+}
+
+bool use_gpu_cache_kernels(const mx::array& cache) {
+  return use_gpu_kernels() && gpu::kernels_allowed(cache.dtype(), cache.shape(2));
 }
 
 }  // namespace vllm_metal

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "common/mlx.h"
+
 namespace vllm_metal {
 
 // Whether ops on the current default device should use our kernels of that device. False
@@ -14,9 +16,11 @@ void set_device_kernels_enabled(bool enabled);
 bool use_cpu_kernels();
 
 // The same for the GPU, where this build has kernels for it: Metal's on a Mac, CUDA's where MLX is
-// the one for CUDA. Metal's are off unless asked for, since no Mac has run them yet: ops go to
-// their fallbacks there.
+// the one for CUDA.
 bool use_gpu_kernels();
-void set_metal_kernels_enabled(bool enabled);
+
+// And whether they take this cache, [num_rows, num_kv_heads, head_dim]: on a Mac that is known when
+// Metal has compiled them, which the first call does (kernels/gpu/kernel_guard.h).
+bool use_gpu_cache_kernels(const mx::array& cache);
 
 }  // namespace vllm_metal

@@ -56,7 +56,7 @@ void check_cache_for_writing(const char* op, const KVView& view, int num_kv_head
 void kv_write(KVView& view, const mx::array& keys, const mx::array& values) {
   check_arguments(view, keys, values);
   if (use_cpu_kernels()) return cpu::kv_write(view, keys, values);
-  if (use_gpu_kernels()) return gpu::kv_write(view, keys, values);
+  if (use_gpu_cache_kernels(view.keys)) return gpu::kv_write(view, keys, values);
   kv_write_fallback(view, keys, values);
 }
 

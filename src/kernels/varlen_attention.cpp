@@ -200,7 +200,7 @@ mx::array varlen_attention(const mx::array& queries, const KVView& view,
                            const AttentionOptions& options) {
   check_arguments(queries, view, options);
   if (use_cpu_kernels()) return cpu::varlen_attention(queries, view, options);
-  if (use_gpu_kernels() && gpu::has_attention_kernel(queries.shape(2)) &&
+  if (use_gpu_cache_kernels(view.keys) && gpu::has_attention_kernel(queries.shape(2)) &&
       !gpu::fallback_is_faster(queries, view.layout, options))
     return gpu::varlen_attention(queries, view, options);
   return varlen_attention_fallback(queries, view, options);

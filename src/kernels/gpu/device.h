@@ -22,6 +22,11 @@ KernelTarget kernel_target();
 // An int32 array that kernels can look values up in at the speed of the device's own memory.
 mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shape);
 
+// Compiles a kernel and makes ready what runs it with so many threads a group, once in a process.
+// Throws std::runtime_error with the compiler's words. The launch does the same if need be. For
+// CUDA, the device's context is the current one.
+void compile(const KernelName& name, int threads_per_group);
+
 // All three are for the eval of a primitive, on the stream that it runs on.
 
 // Gives `output` (row contiguous) memory of its own.

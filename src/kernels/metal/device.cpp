@@ -3,7 +3,10 @@
 
 #include <mlx/backend/metal/device.h>
 
+#include <stdexcept>
+
 #include "common/mlx_buffer.h"
+#include "common/text.h"
 #include "kernels/gpu/kernel_source.h"
 
 namespace vllm_metal::gpu {
@@ -11,8 +14,8 @@ namespace vllm_metal::gpu {
 namespace {
 
 // MLX keeps libraries and pipelines by name: each is compiled once in a process.
-MTL::ComputePipelineState* pipeline_of(const KernelName& name, const mx::Stream& stream) {
-  mx::metal::Device& device = mx::metal::device(stream.device);
+MTL::ComputePipelineState* pipeline_of(const KernelName& name, const mx::Device& on) {
+  mx::metal::Device& device = mx::metal::device(on);
   const std::string identifier = name.identifier();
   MTL::Library* library = device.get_library(
       "vllm_metal_" + identifier, [&] { return kernel_source(KernelTarget::kMetal, name); });
@@ -44,11 +47,19 @@ mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shap
   return mx::array(values.begin(), shape, mx::int32);
 }
 
+void compile(const KernelName& name, int threads_per_group) {
+  const NS::UInteger most = pipeline_of(name, mx::Device::gpu)->maxTotalThreadsPerThreadgroup();
+  if (most < static_cast<NS::UInteger>(threads_per_group)) {
+    throw std::runtime_error(text("[metal] ", name.expression(), " has registers for ", most,
+                                  " threads a threadgroup but needs ", threads_per_group, "."));
+  }
+}
+
 void allocate(mx::array& output, const mx::Stream&) { allocate_from_mlx(output); }
 
 void launch(const KernelLaunch& kernel, const mx::Stream& stream) {
   mx::metal::CommandEncoder& encoder = mx::metal::get_command_encoder(stream);
-  encoder.set_compute_pipeline_state(pipeline_of(kernel.name(), stream));
+  encoder.set_compute_pipeline_state(pipeline_of(kernel.name(), stream.device));
   int index = 0;
   for (const KernelLaunch::Argument& argument : kernel.arguments())
     bind(encoder, argument, index++);

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "kernels/copy_blocks.h"
 #include "kernels/gpu/copy_blocks.h"
 #include "kernels/gpu/device.h"
+#include "kernels/gpu/kernel_guard.h"
 #include "kernels/gpu/kv_write.h"
 #include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
@@ -146,7 +148,9 @@ const std::map<std::string, void (*)(Arguments&)> kKernels = {
     {"attention_merge<bfloat, 80>", run_merge<bfloat, 80>},
 };
 
-std::vector<std::string> launched;  // expressions, since it was last cleared
+std::vector<std::string> launched;    // expressions, since it was last cleared
+std::map<std::string, int> compiled;  // threads a group, by expression
+std::string refused;                  // the expression that does not compile
 
 }  // namespace
 }  // namespace gpu_harness
@@ -159,6 +163,10 @@ KernelTarget kernel_target() { return KernelTarget::kMetal; }
 mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shape) {
   return mx::array(values.begin(), shape, mx::int32);
 }
+void compile(const KernelName& name, int threads_per_group) {
+  gpu_harness::compiled[name.expression()] = threads_per_group;
+  if (name.expression() == gpu_harness::refused) throw std::runtime_error("refused");
+}
 void allocate(mx::array& output, const mx::Stream&) {
   allocate_from_mlx(output);
   // What no kernel writes must show.
@@ -170,6 +178,9 @@ void launch(const KernelLaunch& kernel, const mx::Stream&) {
   const auto found = gpu_harness::kKernels.find(expression);
   ASSERT_NE(found, gpu_harness::kKernels.end()) << expression << " is no instance of this test";
   gpu_harness::launched.push_back(expression);
+  if (const auto known = gpu_harness::compiled.find(expression);
+      known != gpu_harness::compiled.end())
+    EXPECT_EQ(known->second, kernel.threads_per_group()) << expression;
   gpu_harness::Arguments arguments(kernel);
   found->second(arguments);
 }
@@ -221,6 +232,19 @@ TEST_F(GpuHost, AttentionOfAMixedBatch) {
 TEST_F(GpuHost, AttentionOfShortDecodesNeedsNoMerge) {
   expect_attention({{256, 1}, {1, 1}}, {6, 2, 64}, mx::float32, 0, {.sinks = true});
   EXPECT_EQ(gpu_harness::launched, std::vector<std::string>{"attention_decode<float, 64, 4>"});
+}
+
+// What is compiled beforehand is what ops launch, with as many threads.
+TEST_F(GpuHost, KernelsAreCompiledBeforehand) {
+  EXPECT_TRUE(gpu::kernels_allowed(mx::float32, 64));
+  expect_attention({{70, 1}, {300, 40}, {600, 1}}, {6, 2, 64}, mx::float32, 16, {});
+  for (const std::string& kernel : gpu_harness::launched)
+    EXPECT_TRUE(gpu_harness::compiled.contains(kernel)) << kernel;
+  gpu_harness::refused = "attention_decode<half, 80, 2>";
+  EXPECT_FALSE(gpu::kernels_allowed(mx::float16, 80));
+  EXPECT_TRUE(gpu::kernels_allowed(mx::float16, 96));
+  gpu_harness::refused.clear();
+  EXPECT_FALSE(gpu::kernels_allowed(mx::float16, 80));  // for as long as the process lives
 }
 
 TEST_F(GpuHost, LayersShareTheirPlan) {

@@ -13,6 +13,7 @@
 #include "kernels/attention_batch.h"
 #include "kernels/cache_test.h"
 #include "kernels/copy_blocks.h"
+#include "kernels/gpu/copy_blocks.h"
 #include "kernels/gpu/device.h"
 #include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
@@ -32,12 +33,10 @@ class GpuKernels : public ::testing::Test {
   void SetUp() override {
     if (!gpu::kernels_available()) GTEST_SKIP() << "no GPU that this build has kernels for";
     mx::set_default_device(mx::Device::gpu);
-    set_metal_kernels_enabled(true);
     ASSERT_TRUE(use_gpu_kernels());
   }
   void TearDown() override {
     set_device_kernels_enabled(true);
-    set_metal_kernels_enabled(false);
     mx::set_default_device(mx::Device::cpu);
   }
 };
@@ -102,7 +101,7 @@ TEST_F(GpuKernels, CopiesBlocks) {
         Cache other = make_cache(7 * block_size, 1, head_dim, dtype);
         const std::vector<BlockCopy> copies{{3, 0}, {3, 6}, {4, 5}};
         const void* memory = memory_of(cache.keys);
-        copy_blocks(cache.keys, cache.values, copies, block_size);
+        gpu::copy_blocks(cache.keys, cache.values, copies, block_size);
         copy_blocks_fallback(other.keys, other.values, copies, block_size);
         mx::eval(cache.keys, cache.values);
         EXPECT_EQ(memory_of(cache.keys), memory);

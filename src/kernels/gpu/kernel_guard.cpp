@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/gpu/kernel_guard.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "common/log.h"
+#include "common/text.h"
+#include "kernels/gpu/attention_plan.h"
+#include "kernels/gpu/device.h"
+
+namespace vllm_metal::gpu {
+
+std::vector<KernelUse> cache_kernels(mx::Dtype dtype, int head_dim) {
+  const std::string element = element_name(dtype);
+  const std::string sized = text(element, ", ", head_dim);
+  const bool matrix = kernel_target() == KernelTarget::kMetal;
+  std::vector<KernelUse> kernels = {
+      {{"kv_write", element}, kWriteThreads},
+      {{"copy_blocks", "uint4"}, kCopyThreads},
+      {{"copy_blocks", "ushort"}, kCopyThreads},
+      {{"attention_prefill", sized + (matrix ? ", true" : ", false")}, kPrefillThreads},
+      {{"attention_merge", sized}, kMergeThreads},
+  };
+  constexpr int kMaxHeads = 1 << 20;  // of a group: decode_heads has an end of its own
+  for (int heads = 1; heads <= decode_heads(kMaxHeads, head_dim); heads *= 2)
+    kernels.push_back({{"attention_decode", text(sized, ", ", heads)}, kDecodeThreads});
+  return kernels;
+}
+
+bool KernelGuard::compiles(const KernelUse& kernel) {
+  const std::string expression = kernel.name.expression();
+  const auto [known, is_new] = kernels_.try_emplace(expression, false);
+  if (!is_new) return known->second;
+  try {
+    compile_(kernel);
+    known->second = true;
+  } catch (const std::exception& error) {
+    log(LogLevel::kWarning, text("The GPU kernel ", expression, " cannot be used on this device, ",
+                                 "MLX's own ops take its place and are slower: ", error.what()));
+  }
+  return known->second;
+}
+
+bool KernelGuard::allows(mx::Dtype dtype, int head_dim) {
+  const std::lock_guard lock(mutex_);
+  const auto [known, is_new] = caches_.try_emplace({dtype.val(), head_dim}, false);
+  if (is_new && has_attention_kernel(head_dim)) {
+    known->second = std::ranges::all_of(cache_kernels(dtype, head_dim),
+                                        [&](const KernelUse& kernel) { return compiles(kernel); });
+  }
+  return known->second;
+}
+
+bool kernels_allowed(mx::Dtype dtype, int head_dim) {
+  if (kernel_target() == KernelTarget::kCuda) return true;
+  static auto* guard = new KernelGuard(
+      [](const KernelUse& kernel) { compile(kernel.name, kernel.threads_per_group); });
+  return guard->allows(dtype, head_dim);
+}
+
+}  // namespace vllm_metal::gpu
