@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "kernels/gpu/cache_kernels.h"
 #include "kernels/gpu/gpu_primitive.h"
 #include "kernels/gpu/kernel_arguments.h"
 #include "kernels/kv_view.h"
@@ -30,7 +31,7 @@ class CopyBlocks : public GpuPrimitive {
         (arguments.words_per_block + kCopyWordsPerGroup - 1) / kCopyWordsPerGroup;
     if (groups == 0) return;
     launch_list(0, inputs[2].shape(0), sizeof(BlockPair), groups, [&](size_t offset) {
-      KernelLaunch kernel({"copy_blocks", wide ? "uint4" : "ushort"}, kCopyThreads);
+      KernelLaunch kernel(copy_kernel(wide));
       kernel.writes(outputs[0]).writes(outputs[1]).reads(inputs[2], offset).value(arguments);
       return kernel;
     });

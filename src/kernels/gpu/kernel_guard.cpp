@@ -7,26 +7,10 @@
 #include "common/log.h"
 #include "common/text.h"
 #include "kernels/gpu/attention_plan.h"
+#include "kernels/gpu/cache_kernels.h"
 #include "kernels/gpu/device.h"
 
 namespace vllm_metal::gpu {
-
-std::vector<KernelUse> cache_kernels(mx::Dtype dtype, int head_dim) {
-  const std::string element = element_name(dtype);
-  const std::string sized = text(element, ", ", head_dim);
-  const bool matrix = kernel_target() == KernelTarget::kMetal;
-  std::vector<KernelUse> kernels = {
-      {{"kv_write", element}, kWriteThreads},
-      {{"copy_blocks", "uint4"}, kCopyThreads},
-      {{"copy_blocks", "ushort"}, kCopyThreads},
-      {{"attention_prefill", sized + (matrix ? ", true" : ", false")}, kPrefillThreads},
-      {{"attention_merge", sized}, kMergeThreads},
-  };
-  constexpr int kMaxHeads = 1 << 20;  // of a group: decode_heads has an end of its own
-  for (int heads = 1; heads <= decode_heads(kMaxHeads, head_dim); heads *= 2)
-    kernels.push_back({{"attention_decode", text(sized, ", ", heads)}, kDecodeThreads});
-  return kernels;
-}
 
 bool KernelGuard::compiles(const KernelUse& kernel) {
   const std::string expression = kernel.name.expression();

@@ -8,20 +8,11 @@
 #include <mutex>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "common/mlx.h"
 #include "kernels/gpu/kernel_launch.h"
 
 namespace vllm_metal::gpu {
-
-struct KernelUse {
-  KernelName name;
-  int threads_per_group;
-};
-
-// All kernels that read or write caches of this dtype and head size (one of has_attention_kernel).
-std::vector<KernelUse> cache_kernels(mx::Dtype dtype, int head_dim);
 
 // Remembers what compiled. Thread-safe.
 class KernelGuard {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/mlx.h"
@@ -19,10 +20,16 @@ struct KernelName {
   std::string identifier() const;  // "attention_decode_half_128_4"
 };
 
+// A kernel and how many threads of a group run it.
+struct KernelUse {
+  KernelName name;
+  int threads_per_group;
+};
+
 // The kernels' word for float32, float16 or bfloat16.
 std::string element_name(mx::Dtype dtype);
 
-// One kernel, what it is given and how many threads run it: all that a device has to know.
+// One kernel, what it is given and how many groups run it: all that a device has to know.
 class KernelLaunch {
  public:
   enum class Use { kRead, kWrite, kValue };
@@ -33,8 +40,7 @@ class KernelLaunch {
     std::vector<char> value;  // kValue
   };
 
-  KernelLaunch(KernelName name, int threads_per_group)
-      : name_(std::move(name)), threads_(threads_per_group) {}
+  explicit KernelLaunch(KernelUse kernel) : kernel_(std::move(kernel)) {}
 
   // In the order of the kernel's arguments.
   KernelLaunch& reads(const mx::array& array, size_t offset = 0);
@@ -50,15 +56,14 @@ class KernelLaunch {
   }
   KernelLaunch& groups(int64_t x, int64_t y);
 
-  const KernelName& name() const { return name_; }
+  const KernelName& name() const { return kernel_.name; }
   const std::vector<Argument>& arguments() const { return arguments_; }
-  int threads_per_group() const { return threads_; }
+  int threads_per_group() const { return kernel_.threads_per_group; }
   int64_t groups_x() const { return groups_x_; }
   int64_t groups_y() const { return groups_y_; }
 
  private:
-  KernelName name_;
-  int threads_;
+  KernelUse kernel_;
   int64_t groups_x_ = 1;
   int64_t groups_y_ = 1;
   std::vector<Argument> arguments_;

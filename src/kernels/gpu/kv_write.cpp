@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/gpu/cache_kernels.h"
 #include "kernels/gpu/gpu_primitive.h"
 #include "kernels/gpu/kernel_arguments.h"
 
@@ -28,7 +29,7 @@ class KVWrite : public GpuPrimitive {
     arguments.num_kv_heads = keys.shape(1);
     arguments.head_dim = keys.shape(2);
     arguments.cache_row_stride = int64_t{keys.shape(1)} * keys.shape(2);
-    KernelLaunch kernel({"kv_write", element_name(keys.dtype())}, kWriteThreads);
+    KernelLaunch kernel(write_kernel(keys.dtype()));
     kernel.reads(keys).reads(values).reads(inputs[4]);
     kernel.writes(outputs[0]).writes(outputs[1]).value(arguments);
     launch(kernel.groups(keys.shape(0), 1), stream());

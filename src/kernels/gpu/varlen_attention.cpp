@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/gpu/attention_plan.h"
+#include "kernels/gpu/cache_kernels.h"
 #include "kernels/gpu/gpu_primitive.h"
 #include "kernels/gpu/step_plan.h"
 
@@ -40,10 +41,6 @@ class VarlenAttention : public GpuPrimitive {
  private:
   const AttentionPlan& lists() const { return plan_->lists; }
 
-  static std::string template_arguments(const mx::array& queries, const char* rest = "") {
-    return text(element_name(queries.dtype()), ", ", queries.shape(2), rest);
-  }
-
   // Arguments 0 to 6 of both kernels.
   static KernelLaunch with_inputs(KernelLaunch kernel, const std::vector<mx::array>& inputs) {
     kernel.reads(inputs[0]).writes(inputs[1]).writes(inputs[2]);
@@ -52,12 +49,10 @@ class VarlenAttention : public GpuPrimitive {
   }
 
   void prefill(const std::vector<mx::array>& inputs, const mx::array& output) {
-    const bool matrix = kernel_target() == KernelTarget::kMetal;
-    const KernelName name{"attention_prefill",
-                          template_arguments(inputs[0], matrix ? ", true" : ", false")};
+    const KernelUse use = prefill_kernel(inputs[0].dtype(), inputs[0].shape(2));
     launch_list(plan_->tiles_offset, lists().tiles.size(), sizeof(PrefillTile),
                 arguments_.num_kv_heads, [&](size_t offset) {
-                  KernelLaunch kernel = with_inputs({name, kPrefillThreads}, inputs);
+                  KernelLaunch kernel = with_inputs(KernelLaunch(use), inputs);
                   return kernel.reads(inputs[7], offset).writes(output).value(arguments_);
                 });
   }
@@ -72,12 +67,11 @@ class VarlenAttention : public GpuPrimitive {
     const mx::array outputs =
         has_parts ? scratch({num_partials, arguments_.num_heads, head_dim}) : output;
     const mx::array sums = has_parts ? scratch({num_partials, arguments_.num_heads, 2}) : output;
-    const KernelName name{"attention_decode",
-                          template_arguments(inputs[0], text(", ", heads).c_str())};
+    const KernelUse use = decode_kernel(inputs[0].dtype(), head_dim, heads);
     launch_list(plan_->works_offset, lists().works.size(), sizeof(DecodeWork),
                 int64_t{arguments_.num_kv_heads} * ((group_size + heads - 1) / heads),
                 [&](size_t offset) {
-                  KernelLaunch kernel = with_inputs({name, kDecodeThreads}, inputs);
+                  KernelLaunch kernel = with_inputs(KernelLaunch(use), inputs);
                   kernel.reads(inputs[7], offset).writes(output).value(arguments_);
                   return kernel.writes(outputs).writes(sums);
                 });
@@ -89,10 +83,10 @@ class VarlenAttention : public GpuPrimitive {
 
   void merge(const std::vector<mx::array>& inputs, const mx::array& outputs, const mx::array& sums,
              const mx::array& output) {
-    const KernelName name{"attention_merge", template_arguments(inputs[0])};
+    const KernelUse use = merge_kernel(inputs[0].dtype(), inputs[0].shape(2));
     launch_list(plan_->merges_offset, lists().merges.size(), sizeof(MergeWork),
                 arguments_.num_heads, [&](size_t offset) {
-                  KernelLaunch kernel(name, kMergeThreads);
+                  KernelLaunch kernel(use);
                   kernel.reads(outputs).reads(sums).reads(inputs[6]).reads(inputs[7], offset);
                   return kernel.writes(output).value(arguments_);
                 });
