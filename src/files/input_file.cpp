@@ -63,4 +63,15 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
+std::string read_small_file(const std::filesystem::path& path, uint64_t max_bytes) {
+  InputFile file(path);
+  if (file.size() > max_bytes) {
+    throw std::invalid_argument(text("[files] ", path.string(), " has ", file.size(),
+                                     " bytes; at most ", max_bytes, " are allowed."));
+  }
+  std::string content(file.size(), '\0');
+  file.read(0, std::as_writable_bytes(std::span(content)));
+  return content;
+}
+
 }  // namespace vllm_metal

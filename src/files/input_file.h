@@ -31,4 +31,8 @@ class InputFile {
   int descriptor_ = -1;
 };
 
+// All of a small file. Throws std::runtime_error as InputFile does, std::invalid_argument when it
+// has more than `max_bytes`: what a file claims to hold is not taken into memory unseen.
+std::string read_small_file(const std::filesystem::path& path, uint64_t max_bytes);
+
 }  // namespace vllm_metal

@@ -6,7 +6,6 @@
 #include <tuple>
 
 #include "common/text.h"
-#include "files/input_file.h"
 #include "files/json.h"
 #include "files/utf8.h"
 
@@ -167,17 +166,20 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> beginning,
   }
 }
 
-SafetensorsHeader read_safetensors_header(const std::filesystem::path& path) {
-  InputFile file(path);
+SafetensorsHeader read_safetensors_header(const InputFile& file) {
   std::vector<std::byte> beginning(std::min(kLengthBytes, file.size()));
   file.read(0, beginning);
   try {
     beginning.resize(kLengthBytes + header_length(beginning, file.size()));
   } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(text("[safetensors] ", path.string(), ": ", error.what()));
+    throw std::invalid_argument(text("[safetensors] ", file.path().string(), ": ", error.what()));
   }
   file.read(0, beginning);
-  return parse_safetensors_header(beginning, file.size(), path.string());
+  return parse_safetensors_header(beginning, file.size(), file.path().string());
+}
+
+SafetensorsHeader read_safetensors_header(const std::filesystem::path& path) {
+  return read_safetensors_header(InputFile(path));
 }
 
 }  // namespace vllm_metal

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "files/input_file.h"
 #include "files/tensor_info.h"
 
 namespace vllm_metal {
@@ -27,6 +28,7 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> beginning,
                                            const std::string& file_name);
 
 // Reads the header of a file. Throws std::runtime_error when it cannot be read.
+SafetensorsHeader read_safetensors_header(const InputFile& file);
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path);
 
 // Writes a file tensor by tensor, so that one tensor at most is in memory. The tensors and

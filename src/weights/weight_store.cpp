@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "weights/weight_store.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 
 #include "common/mlx_buffer.h"
 #include "common/text.h"
+#include "files/input_file.h"
 #include "files/safetensors.h"
+#include "files/utf8.h"
 
 namespace vllm_metal {
 
@@ -51,8 +49,8 @@ mx::Shape mlx_shape(const std::vector<int64_t>& shape, const std::string& name) 
   mx::Shape result;
   for (int64_t extent : shape) {
     if (extent > std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument(
-          text("[weights] tensor ", name, " has a dimension of ", extent, ", more than 2^31 - 1."));
+      throw std::invalid_argument(text("[weights] tensor ", printable(name), " has a dimension of ",
+                                       extent, ", more than 2^31 - 1."));
     result.push_back(static_cast<int32_t>(extent));
   }
   return result;
@@ -62,23 +60,9 @@ std::string shape_text(const std::vector<int64_t>& shape) { return "[" + join(sh
 
 }  // namespace
 
-// A file, opened if it is read here and closed at the end.
 struct WeightStore::File {
-  explicit File(fs::path path_) : path(std::move(path_)), descriptor(-1) {}
-  void open() {
-    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0)
-      throw std::runtime_error(
-          text("[weights] cannot open ", path.string(), ": ", std::strerror(errno), "."));
-  }
-  File(File&& other) noexcept
-      : path(std::move(other.path)), descriptor(std::exchange(other.descriptor, -1)) {}
-  File& operator=(File&&) = delete;
-  ~File() {
-    if (descriptor >= 0) ::close(descriptor);
-  }
   fs::path path;
-  int descriptor;
+  std::unique_ptr<InputFile> opened;  // null where somebody else reads the file
 };
 
 WeightStore::WeightStore(const fs::path& dir, LoadCallbacks callbacks)
@@ -97,8 +81,10 @@ WeightStore::WeightStore(const fs::path& dir, LoadCallbacks callbacks)
 WeightStore::~WeightStore() = default;
 
 void WeightStore::open_safetensors(const fs::path& path) {
-  SafetensorsHeader header = read_safetensors_header(path);
-  files_.emplace_back(path).open();
+  // Kept open, so that the header and what it describes are of the same file.
+  auto file = std::make_unique<InputFile>(path);
+  SafetensorsHeader header = read_safetensors_header(*file);
+  files_.push_back({path, std::move(file)});
   for (auto& info : header.tensors) add(std::move(info), std::nullopt);
 }
 
@@ -108,7 +94,7 @@ void WeightStore::open_pickle(const fs::path& path) {
                                      "is not here; convert it to safetensors."));
   if (!fs::exists(path))
     throw std::runtime_error(text("[weights] cannot open ", path.string(), ": it is not there."));
-  files_.emplace_back(path);
+  files_.push_back({path, nullptr});
   for (auto& [name, view] : callbacks_.read_pickle(path)) {
     TensorInfo info{.name = name, .shape = view.shape};
     try {
@@ -116,7 +102,7 @@ void WeightStore::open_pickle(const fs::path& path) {
       info.nbytes = checked_nbytes(info.shape, info.dtype);
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument(
-          text("[weights] tensor ", name, " in ", path.string(), ": ", error.what()));
+          text("[weights] tensor ", printable(name), " in ", path.string(), ": ", error.what()));
     }
     add(std::move(info), std::move(view));
   }
@@ -128,7 +114,7 @@ void WeightStore::add(TensorInfo info, std::optional<TensorView> view) {
   const auto [position, inserted] =
       tensors_.try_emplace(name, Entry{std::move(info), files_.size() - 1, std::move(view)});
   if (!inserted)
-    throw std::invalid_argument(text("[weights] tensor ", name, " is in ",
+    throw std::invalid_argument(text("[weights] tensor ", printable(name), " is in ",
                                      files_[position->second.file].path.string(), " and again in ",
                                      files_.back().path.string(), "."));
 }
@@ -137,8 +123,9 @@ void WeightStore::check_index(const WeightFiles& files) const {
   for (const auto& [name, path] : files.places) {
     auto found = tensors_.find(name);
     if (found == tensors_.end() || files_[found->second.file].path != path)
-      throw std::invalid_argument(text("[weights] ", files.index.string(), " places tensor ", name,
-                                       " in ", path.filename().string(), ", which lacks it."));
+      throw std::invalid_argument(text("[weights] ", files.index.string(), " places tensor ",
+                                       printable(name), " in ", path.filename().string(),
+                                       ", which lacks it."));
   }
 }
 
@@ -158,7 +145,7 @@ StoredDtype WeightStore::dtype(const std::string& name) const { return entry(nam
 void WeightStore::check_shape(const Entry& entry, const std::vector<int64_t>& expected) const {
   if (entry.info.shape != expected)
     throw std::invalid_argument(text(
-        "[weights] tensor ", entry.info.name, " in ", files_[entry.file].path.string(),
+        "[weights] tensor ", printable(entry.info.name), " in ", files_[entry.file].path.string(),
         " must have shape ", shape_text(expected), " but has ", shape_text(entry.info.shape), "."));
 }
 
@@ -175,18 +162,16 @@ void WeightStore::read_into(const std::string& name, std::byte* destination) {
     report(entry.info.nbytes);
     return;
   }
-  const File& file = files_[entry.file];
   for (uint64_t done = 0; done < entry.info.nbytes;) {
-    const auto wanted = static_cast<size_t>(std::min(kReadChunk, entry.info.nbytes - done));
-    const ssize_t got = ::pread(file.descriptor, destination + done, wanted,
-                                static_cast<off_t>(entry.info.offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0)
+    const uint64_t count = std::min(kReadChunk, entry.info.nbytes - done);
+    try {
+      files_[entry.file].opened->read(entry.info.offset + done, {destination + done, count});
+    } catch (const std::runtime_error& error) {
       throw std::runtime_error(
-          text("[weights] reading tensor ", entry.info.name, " from ", file.path.string(),
-               " failed: ", got < 0 ? std::strerror(errno) : "the file became shorter", "."));
-    done += static_cast<uint64_t>(got);
-    report(static_cast<uint64_t>(got));
+          text("[weights] tensor ", printable(entry.info.name), ": ", error.what()));
+    }
+    done += count;
+    report(count);
   }
 }
 
@@ -240,7 +225,7 @@ void WeightStore::expect_empty() const {
   std::vector<std::string> names;
   for (const auto& [name, unused] : tensors_) {
     if (names.size() == 10) break;
-    names.push_back(name);
+    names.push_back(printable(name));
   }
   throw std::invalid_argument(text("[weights] ", dir_.string(), " holds ", tensors_.size(),
                                    " tensors that this architecture does not have: ", join(names),
