@@ -140,13 +140,16 @@ void check_magic(GgufCursor& cursor) {
 }
 
 GgufHeader parse(GgufCursor cursor, uint64_t file_size, const std::string& file_name) {
-  constexpr uint64_t kMinTensorBytes = 8 + 4 + 8 + 4 + 8;
-  constexpr uint64_t kMinMetadataBytes = 8 + 4 + 1;
+  // Descriptions with at least a name, a dimension, a type and a place; keys with a value. In
+  // memory they take several times as much, so that their number is bounded too.
+  constexpr uint64_t kMinTensorBytes = 8 + 4 + 8 + 4 + 8, kMaxTensors = 1'000'000;
+  constexpr uint64_t kMinMetadataBytes = 8 + 4 + 1, kMaxMetadata = 100'000;
   try {
     check_magic(cursor);
     GgufHeader header;
-    uint64_t num_tensors = cursor.take_count("tensors", kMinTensorBytes);
-    take_metadata(cursor, cursor.take_count("metadata values", kMinMetadataBytes), header);
+    uint64_t num_tensors = cursor.take_count("tensors", kMinTensorBytes, kMaxTensors);
+    take_metadata(cursor, cursor.take_count("metadata values", kMinMetadataBytes, kMaxMetadata),
+                  header);
     uint64_t alignment = alignment_of(header);
     for (uint64_t i = 0; i < num_tensors; ++i) {
       header.tensors.push_back(take_tensor(cursor, alignment));

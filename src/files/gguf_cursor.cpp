@@ -16,8 +16,6 @@ namespace {
 
 constexpr uint64_t kMaxHeaderBytes = uint64_t{256} << 20;
 constexpr uint64_t kBufferBytes = 1 << 16;
-// Widened, an element takes up to 32 bytes; the largest real arrays are vocabularies.
-constexpr uint64_t kMaxArrayLength = uint64_t{1} << 24;
 
 // The format's numbers for the kinds of metadata values.
 enum class ValueKind : uint32_t {
@@ -98,11 +96,15 @@ std::string GgufCursor::take_string(const char* what, uint64_t max_bytes) {
   return value;
 }
 
-uint64_t GgufCursor::take_count(const char* what, uint64_t min_bytes) {
+uint64_t GgufCursor::take_count(const char* what, uint64_t min_bytes, uint64_t max_count) {
   auto count = take<uint64_t>();
   if (count > remaining() / min_bytes) {
     throw std::invalid_argument(
         text("the file claims ", count, " ", what, " but only ", remaining(), " bytes follow."));
+  }
+  if (count > max_count) {
+    throw std::invalid_argument(
+        text("the file claims ", count, " ", what, "; at most ", max_count, " are allowed."));
   }
   return count;
 }
@@ -115,10 +117,11 @@ GgufArray GgufCursor::take_array() {
     throw std::invalid_argument(text("array element kind ", number, " is not supported."));
   }
   uint64_t length = take_count("array elements", kElementBytes[number]);
-  if (length > kMaxArrayLength) {
-    throw std::invalid_argument(
-        text("an array has ", length, " elements; at most ", kMaxArrayLength, " are allowed."));
+  if (length > array_elements_left_) {
+    throw std::invalid_argument(text("with this array of ", length, " elements the arrays exceed ",
+                                     kMaxArrayElements, " elements in all."));
   }
+  array_elements_left_ -= length;
   switch (kind) {
     case ValueKind::kUint8:
       return take_numbers<uint64_t, uint8_t>(*this, length);

@@ -145,7 +145,23 @@ TEST(Gguf, RefusesHostileCounts) {
 TEST(Gguf, RefusesHugeArrays) {
   GgufBuilder file;
   file.add("key", 9, array_of(0, std::vector<uint8_t>((1 << 24) + 1)));
-  expect_error(file.build(), "16777217 elements; at most 16777216");
+  expect_error(file.build(), "16777217 elements the arrays exceed 16777216");
+}
+
+// A file of zeros costs no disk; its elements would take many times its size.
+TEST(Gguf, RefusesHugeArraysOfSeveral) {
+  GgufBuilder file;
+  for (const char* key : {"first", "second"})
+    file.add(key, 9, array_of(0, std::vector<uint8_t>((1 << 23) + 1)));
+  expect_error(file.build(), "metadata key \"second\": with this array of 8388609 elements");
+}
+
+TEST(Gguf, RefusesCountsThatTheFileCouldHold) {
+  const std::string head = "GGUF" + GgufBuilder::bytes<uint32_t>(3);
+  const std::string zeros(40'000'000, '\0');
+  const auto none = GgufBuilder::bytes<uint64_t>(0), many = GgufBuilder::bytes<uint64_t>(1'000'001);
+  expect_error(head + many + none + zeros, "claims 1000001 tensors; at most 1000000 are allowed");
+  expect_error(head + none + many + zeros, "1000001 metadata values; at most 100000 are allowed");
 }
 
 TEST(Gguf, RefusesBadMetadata) {

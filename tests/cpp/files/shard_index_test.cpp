@@ -27,9 +27,9 @@ TEST(ShardIndex, TellsTheFileOfEachTensor) {
 TEST(ShardIndex, RefusesWhatIsNotAFileBesideIt) {
   for (const char* name : {"", ".", "..", "/etc/passwd", "../x.safetensors", "folder/x.safetensors",
                            "x.safetensors\\u0000.bin", "x\\ny", "x\\u001b[2Jy", "x\\u007f"}) {
-    EXPECT_THAT([&] { parse_shard_index(index_of(name)); },
-                ThrowsMessage<std::invalid_argument>(
-                    HasSubstr("is not the name of a file beside it")))
+    EXPECT_THAT(
+        [&] { parse_shard_index(index_of(name)); },
+        ThrowsMessage<std::invalid_argument>(HasSubstr("is not the name of a file beside it")))
         << name;
   }
 }
