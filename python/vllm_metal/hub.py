@@ -5,13 +5,13 @@ Weights, configuration, tokenizer and chat templates are fetched, code is not. P
 (pytorch_model.bin) are fetched only where there are no safetensors.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_metal import envs, modelscope
-from vllm_metal.hub_errors import readable_errors
+from vllm_metal.hub_errors import check_name, readable_errors
+from vllm_metal.json_file import read_json
 from vllm_metal.log import get_logger
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ SAFETENSORS = ["*.safetensors"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin"]
 # Mistral's repositories hold the weights twice; those in subfolders are of other models.
 OTHER_WEIGHTS = ["consolidated*.safetensors", "*/*.safetensors", "*/*.bin"]
+# A hub's list of files is not trusted with places outside of the folder they go to.
+ELSEWHERE = ["/*", "../*", "*/../*"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def folder_of(model: HubModel, weights: bool | None = True) -> str:
         logger.info("%s is taken from VLLM_METAL_MODELSCOPE_CACHE=%s.", model.name, folder)
         return folder
     with readable_errors(model.name, model.revision):
+        if envs.uses_modelscope():
+            check_name(model.name)
         folder = _fetch(model, SMALL_FILES + SAFETENSORS if weights else SMALL_FILES)
         if weights is None and (weights := _is_supported(Path(folder))):
             folder = _fetch(model, SMALL_FILES + SAFETENSORS)
@@ -97,7 +101,7 @@ def folder_of(model: HubModel, weights: bool | None = True) -> str:
 
 def _fetch(model: HubModel, allow: list[str]) -> str:
     chosen = [model.ignore] if isinstance(model.ignore, str) else model.ignore
-    ignore = [*chosen, *OTHER_WEIGHTS]
+    ignore = [*chosen, *OTHER_WEIGHTS, *ELSEWHERE]
     if envs.uses_modelscope():
         return modelscope.fetch(model.name, model.revision, model.download_dir, allow, ignore)
     from huggingface_hub import snapshot_download
@@ -129,7 +133,7 @@ def _is_supported(folder: Path) -> bool:
     from vllm_metal import _core
 
     try:
-        config: Any = json.loads((folder / "config.json").read_text("utf-8"))
+        config: Any = read_json(folder / "config.json")
         return bool(set(config["architectures"]) & set(_core.supported_architectures()))
     except (OSError, ValueError, KeyError, TypeError):
         return False

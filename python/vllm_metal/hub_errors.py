@@ -93,6 +93,15 @@ def _explain_modelscope(error: Exception, model: str, revision: str | None) -> s
     return None
 
 
+def check_name(model: str) -> None:
+    """Raise HubError for a name that would have ModelScope's client leave its cache.
+
+    The Hugging Face Hub's client checks names by itself.
+    """
+    if any(part in ("", ".", "..") for part in model.split("/")) or "\0" in model:
+        raise HubError(_bad_name(model)) from None
+
+
 def _bad_name(model: str) -> str:
     return (
         f"{model!r} is neither a folder on this machine nor the name of a model on a hub, which "

@@ -102,8 +102,12 @@ def import_gguf(
     if file.exists() and not file.is_file():  # a pipe would block
         raise ValueError(f"[import-gguf] {file} is not a file.")
     if directory is None:
-        directory = cache_directory() / "models" / file.name.removesuffix(".gguf")
+        name = file.name.removesuffix(".gguf")
+        if name in ("", ".", ".."):
+            raise ValueError(f"[import-gguf] {file} names no model; name a directory to write.")
+        directory = cache_directory() / "models" / name
     target = directory.expanduser().resolve()
+    _core.GgufImport(file)  # before all of a file is read that claims a hundred gigabytes
     source = SourceFile.of(file)
     if is_current(target, source):
         return target

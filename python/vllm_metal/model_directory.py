@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_metal.json_file import read_json
+
 MANIFEST = "vllm_metal.json"
 # Raised when what is written changes, so that directories of older versions are made anew.
 _FORMAT = 1
@@ -123,7 +125,7 @@ def check_replaceable(directory: Path, source: SourceFile, force: bool) -> None:
     if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
-        made_from = SourceFile(**json.loads((directory / MANIFEST).read_text("utf-8"))["source"])
+        made_from = SourceFile(**read_json(directory / MANIFEST)["source"])
     except (OSError, ValueError, TypeError, KeyError):
         raise ModelDirectoryError(
             f"{directory} exists and was not written by vllm-metal; it is left as it is. "
@@ -163,11 +165,13 @@ def filled_in_place(target: Path) -> Iterator[Path]:
 def _read_manifest(directory: Path) -> tuple[SourceFile, dict[str, dict[str, Any]]]:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = read_json(path)
         if manifest["format"] != _FORMAT:
             raise ModelDirectoryError(f"{path} is of another version of vllm-metal.")
         files = {str(name): dict(entry) for name, entry in manifest["files"].items()}
         if any("size" not in entry or "sha256" not in entry for entry in files.values()):
+            raise KeyError("files")
+        if any(not _is_name(name) for name in files):
             raise KeyError("files")
         return SourceFile(**manifest["source"]), files
     except OSError as error:
@@ -176,6 +180,11 @@ def _read_manifest(directory: Path) -> tuple[SourceFile, dict[str, dict[str, Any
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelDirectoryError(f"{path} is damaged.") from error
+
+
+def _is_name(name: str) -> bool:
+    """Whether `name` is of a file in a folder, and not of one elsewhere."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _partial_directory(target: Path) -> Path:

@@ -4,12 +4,12 @@
 Nothing in it is executed, and no file is read that is not in it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vllm_metal.affine_quantization import listed
+from vllm_metal.json_file import read_json
 from vllm_metal.model_directory import MANIFEST
 from vllm_metal.safetensors_shards import WEIGHTS
 
@@ -147,7 +147,7 @@ def _weight_files(directory: Path) -> list[Path]:
         single = directory / PYTORCH_WEIGHTS
     if not _index_of(single).exists():
         return [single]
-    index = json.loads(_index_of(single).read_text("utf-8"))
+    index = read_json(_index_of(single))
     names = sorted(set(index["weight_map"].values()))
     if not names:
         raise ValueError(f"[convert] {_index_of(single)} names no tensor.")
@@ -179,7 +179,7 @@ def _other_files(directory: Path) -> list[Path]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise ValueError(f"[convert] {path} is not JSON: {error}.") from error
     if not isinstance(config, dict) or not isinstance(_quantization_of(config), dict):

@@ -43,6 +43,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)  # method, path with query
     fetched: list[str] = field(default_factory=list)  # names of files that were sent
+    also_lists: list[str] = field(default_factory=list)  # files beside those in the folder
     dies_in: str | None = None  # the file in the middle of which every answer ends
 
     def add(self, name: str, folder: Path, **changes: Any) -> Repository:
@@ -101,6 +102,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._error(404, "EntryNotFound")
 
+    def _listed(self, folder: Path) -> list[tuple[str, Path]]:
+        return [*_files(folder), *((name, folder / name) for name in self.hub.also_lists)]
+
     # The Hugging Face Hub
 
     def _admit(self, name: str) -> Repository | None:
@@ -136,7 +140,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._json(
                 [
                     {"type": "file", "path": file, "size": path.stat().st_size, "oid": _sha1(path)}
-                    for file, path in _files(folder)
+                    for file, path in self._listed(folder)
                 ]
             )
         else:
@@ -149,7 +153,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     "tags": [],
                     "downloads": 0,
                     "likes": 0,
-                    "siblings": [{"rfilename": file} for file, _ in _files(folder)],
+                    "siblings": [{"rfilename": file} for file, _ in self._listed(folder)],
                 }
             )
 
@@ -199,7 +203,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                             "Sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                             "Revision": commit_of(folder),
                         }
-                        for file, path in _files(folder)
+                        for file, path in self._listed(folder)
                     ]
                 }
             )

@@ -644,6 +644,17 @@ def test_refuses_a_directory_without_a_model(tmp_path, plain, refusal_of):
     assert str(plain / "config.json") in refusal_of(plain)
 
 
+def test_refuses_a_config_that_is_no_small_file(plain, refusal_of):
+    config = plain / "config.json"
+    config.write_text('{"a":' * 200_000)
+    assert f"{config} is not JSON: it is nested too deep" in refusal_of(plain)
+    os.truncate(config, 100_000_000_000)
+    assert f"{config} is not JSON: it has 100000000000 bytes" in refusal_of(plain)
+    config.unlink()
+    os.mkfifo(config)
+    assert f"{config} is not JSON: it is not a file" in refusal_of(plain)
+
+
 def test_refuses_damaged_weights(plain, refusal_of):
     content = (plain / "model.safetensors").read_bytes()
     for size in (0, 7, 100, len(content) - 1):

@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import gguf
@@ -171,6 +172,15 @@ def test_refuses_a_scale_that_overflows(tmp_path, tiny, capsys):
     message = refusal_of(tiny, capsys)
     assert 'tensor "token_embd.weight"' in message
     assert "exceeds float16" in message
+
+
+def test_refuses_a_sparse_file_before_it_is_read(tmp_path, capsys):
+    sparse = tmp_path / "sparse.gguf"
+    sparse.write_bytes(b"GGUF")
+    os.truncate(sparse, 100_000_000_000)
+    start = time.monotonic()
+    assert "version must be 2 or 3 but is 0" in refusal_of(sparse, capsys)
+    assert time.monotonic() - start < 10
 
 
 def test_refuses_what_is_no_file(tmp_path, capsys):

@@ -107,6 +107,47 @@ def test_without_a_manifest_a_directory_is_not_ours(tiny, target, text):
     assert contents(target) == before
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/b", "..", "", "a\0b"])
+def test_a_manifest_that_names_other_places_is_damaged(tiny, target, name):
+    import_gguf(tiny, target)
+    (target.parent / "outside").write_text("content")
+    manifest = json.loads((target / MANIFEST).read_text())
+    manifest["files"][name] = {"size": 7, "sha256": sha256_of(target.parent / "outside")}
+    (target / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelDirectoryError, match="is damaged"):
+        verify_model_dir(target)
+
+
+def test_a_manifest_that_is_no_small_file_is_not_read(tiny, target):
+    import_gguf(tiny, target)
+    manifest = target / MANIFEST
+
+    def refused():
+        with pytest.raises(ModelDirectoryError, match=MANIFEST):
+            verify_model_dir(target)
+        with pytest.raises(ModelDirectoryError, match="was not written by vllm-metal"):
+            import_gguf(tiny, target, force=True)
+
+    manifest.write_text("[" * 1_000_000)
+    refused()
+    os.truncate(manifest, 100_000_000_000)
+    refused()
+    manifest.unlink()
+    os.mkfifo(manifest)
+    refused()
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    refused()
+
+
+@pytest.mark.parametrize("name", [".gguf", "..gguf", "...gguf"])
+def test_a_file_that_names_no_model_needs_a_directory(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="names no model"):
+        import_gguf(tiny.rename(tmp_path / name))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_another_source_needs_force(tiny, other, target):
     import_gguf(tiny, target)
     before = contents(target)

@@ -142,6 +142,26 @@ def test_a_name_that_cannot_be_one(hub):
         assert "is neither a folder on this machine" in message_of(name)
 
 
+@pytest.mark.parametrize("name", ["../none", "org/..", "org/../../none", "./none", "org//none"])
+def test_a_name_that_leads_out_of_the_cache(hub, name):
+    assert "is neither a folder on this machine" in message_of(name)
+    assert hub.requests == []
+
+
+def test_files_that_lead_out_of_the_cache_are_not_fetched(hub, tiny_llama, tmp_path):
+    source = shutil.copytree(tiny_llama, tmp_path / "a" / "b" / "source")
+    (tmp_path / "evil.json").write_text("{}")
+    (tmp_path / "a" / "evil.txt").write_text("")
+    wanted = {path.name for path in source.iterdir()}
+    (source / "x").mkdir()
+    hub.add("org/tiny", source)
+    hub.also_lists = ["../../../evil.json", "x/../../../evil.txt", str(tmp_path / "evil.json")]
+    folder = folder_of("org/tiny")
+    assert {path.name for path in folder.iterdir()} == wanted
+    assert "evil.json" not in hub.fetched
+    assert "evil.txt" not in hub.fetched
+
+
 def test_no_such_revision(hub, tiny_llama):
     hub.add("org/tiny", tiny_llama).revisions["v2"] = tiny_llama
     message = message_of("org/tiny", revision="v9")
