@@ -60,11 +60,12 @@ std::vector<float> yarn_frequencies(const RopeConfig& rope, int dim) {
 }
 
 int checked_rotary_dim(const RopeConfig& config, int head_dim) {
-  const int dim = static_cast<int>(head_dim * config.partial_rotary_factor);
-  if (dim < 2 || dim % 2 != 0 || dim > head_dim)
+  const double product = std::trunc(head_dim * config.partial_rotary_factor);
+  if (!(product >= 2 && product <= head_dim) || std::fmod(product, 2) != 0)
     throw std::invalid_argument(
         text("[rope] head_dim * partial_rotary_factor must be even and from 2 to head_dim (",
-             head_dim, ") but is ", dim, "."));
+             head_dim, ") but is ", product, "."));
+  const int dim = static_cast<int>(product);
   if (config.type == RopeType::kDynamic && dim == 2)
     throw std::invalid_argument("[rope] dynamic scaling needs more than 2 rotary dimensions.");
   return dim;

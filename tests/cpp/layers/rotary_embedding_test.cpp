@@ -110,7 +110,9 @@ TEST(RotaryEmbedding, CosinesAndSinesOfEachTokensPosition) {
 
 TEST(RotaryEmbedding, RefusesOddDimensions) {
   EXPECT_THROW(RotaryEmbedding({}, 7), std::invalid_argument);
-  EXPECT_THROW(RotaryEmbedding({.partial_rotary_factor = 0.01}, 64), std::invalid_argument);
+  // One that no integer holds, too.
+  for (double factor : {0.01, 1.1, 1e300})
+    EXPECT_THROW(RotaryEmbedding({.partial_rotary_factor = factor}, 64), std::invalid_argument);
 }
 
 }  // namespace
