@@ -3,7 +3,7 @@
 # is installed into .venv by scripts/setup_env.py.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-ops-full test-sanitizers lint format bench bench-peers stubs lock setup clean distclean
+.PHONY: help serve test test-fast test-ops-full test-sanitizers fuzz lint format bench bench-peers stubs lock setup clean distclean
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
@@ -48,6 +48,9 @@ test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batche
 
 test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hour
 	@scripts/test_sanitizers.sh asan tsan
+
+fuzz:  ## the fuzzers of what reads model files, a minute each; ARGS="600 gguf"
+	@scripts/fuzz.sh $(ARGS)
 
 lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
 	$(PY) scripts/lint.py

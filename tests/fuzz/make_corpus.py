@@ -30,6 +30,67 @@ JSON_SEEDS = {
     ),
 }
 
+INDEX_SEEDS = {
+    "empty": json.dumps({"weight_map": {}}),
+    "one": json.dumps({"metadata": {"total_size": 12}, "weight_map": {"a": "model.safetensors"}}),
+    "shards": json.dumps(
+        {
+            "metadata": {"total_size": 24},
+            "weight_map": {
+                "model.layers.0.mlp.up_proj.weight": "model-00001-of-00002.safetensors",
+                "model.layers.0.mlp.up_proj.scales": "model-00001-of-00002.safetensors",
+                "lm_head.weight": "model-00002-of-00002.safetensors",
+            },
+        }
+    ),
+    "names": json.dumps({"weight_map": {"é\n": "...", "b": " ", "c": "é.bin", "": ".a"}}),
+    "elsewhere": json.dumps({"weight_map": {"a": "../b", "b": "/etc/c", "c": "d\0e"}}),
+}
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 10,
+}
+AFFINE = {"group_size": 64, "bits": 4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+CONFIG_SEEDS = {
+    "plain": json.dumps(MODEL),
+    "grouped": json.dumps(
+        MODEL
+        | {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+        | {"max_position_embeddings": 128, "rms_norm_eps": 1e-05, "sliding_window": None}
+    ),
+    "quantized": json.dumps(
+        MODEL | {"quantization": {**AFFINE, "mode": "affine", "lm_head": False, "a.b": {**AFFINE}}}
+    ),
+    "quantization_config": json.dumps(
+        MODEL | {"quantization": None, "quantization_config": {**AFFINE, "c": True}}
+    ),
+    "quant_method": json.dumps(MODEL | {"quantization_config": {"quant_method": "awq"}}),
+    "rope": json.dumps(
+        MODEL | {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}
+    ),
+    "llama3": json.dumps(
+        MODEL
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        }
+    ),
+    "yarn": json.dumps(MODEL | {"rope_parameters": {**YARN, "mscale": 1, "mscale_all_dim": 1}}),
+}
+
 
 def safetensors(header: dict, data: bytes) -> bytes:
     text = json.dumps(header).encode()
@@ -143,8 +204,11 @@ GGUF_SEEDS = {
 def main() -> None:
     seeds = {
         "json": {name: text.encode() for name, text in JSON_SEEDS.items()},
+        "index": {name: text.encode() for name, text in INDEX_SEEDS.items()},
+        "config": {name: text.encode() for name, text in CONFIG_SEEDS.items()},
         "safetensors": SAFETENSORS_SEEDS,
         "gguf": GGUF_SEEDS,
+        "import": {name: seed for name, seed in GGUF_SEEDS.items() if name.startswith("model_")},
     }
     for target, files in seeds.items():
         (CORPUS / target).mkdir(parents=True, exist_ok=True)
