@@ -7,9 +7,13 @@ Served: 0.32 and 0.33. Each patch says which releases it serves and when it can 
 import functools
 from typing import TYPE_CHECKING, Any
 
+from vllm_metal.log import get_logger
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
+
+logger = get_logger(__name__)
 
 SERVED_VLLM = ((0, 32), (0, 33))
 
@@ -62,6 +66,9 @@ def _patch_engine_args() -> None:
     Names of models: with ModelScope, and offline, they become folders before vLLM looks for the
     files one by one, each in a cache of its own. What a hub answers is told in one message.
 
+    Code of models: the core computes what it knows by itself, so that nothing is gained by running
+    it, and vLLM and transformers would.
+
     Batch sizes: vLLM goes by the amount of memory, and unified memory puts a Mac into the class
     of an H100. Every device gets vLLM's defaults for smaller ones.
     """
@@ -84,6 +91,9 @@ def _patch_engine_args() -> None:
                     "VLLM_METAL_USE_PAGED_ATTENTION=1 or remove the option --enable-prefix-caching."
                 )
             self.enable_prefix_caching = False
+        if self.trust_remote_code:
+            logger.warning("--trust-remote-code is ignored: no code of a model is ever run.")
+            self.trust_remote_code = False
         with hub_errors.readable_errors(self.model, self.revision):
             hub.localize(self)
             return create_engine_config(self, *args, **kwargs)

@@ -137,3 +137,27 @@ def test_log_of_the_core_is_forwarded(fake_core, monkeypatch):
         logging.WARNING,
     ]
     assert sinks[2] is None
+
+
+def test_code_of_a_model_is_never_run(engine_config, tiny_llama, tmp_path):
+    marker = tmp_path / "was_run"
+    model = copy_with_config(
+        tiny_llama,
+        tmp_path / "model",
+        model_type="its",
+        auto_map={"AutoConfig": "its.ItsConfig"},
+    )
+    (model / "its.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig\n"
+        f"Path({str(marker)!r}).touch()\n"
+        "class ItsConfig(LlamaConfig):\n"
+        "    model_type = 'its'\n"
+    )
+    with pytest.raises(ValueError, match="trust_remote_code"):  # vLLM's, of an unknown type
+        engine_config(model=str(model), trust_remote_code=True)
+    assert not marker.exists()
+
+
+def test_trust_in_code_is_ignored_where_there_is_none(engine_config):
+    assert not engine_config(trust_remote_code=True).model_config.trust_remote_code
