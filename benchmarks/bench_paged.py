@@ -50,7 +50,7 @@ def run(options: list[str], threads: int) -> dict:
     return json.loads(output)
 
 
-def attention_rows(timed: list[dict], memory_read: float) -> list[Row]:
+def attention_rows(timed: list[dict]) -> list[Row]:
     """Rows of one shape, batch and length."""
     by_layout = {(row["layout"], row["block_size"]): row for row in timed}
     paged = by_layout["paged", BLOCK_SIZE]
@@ -82,7 +82,7 @@ def attention_rows(timed: list[dict], memory_read: float) -> list[Row]:
                 "GB/s",
                 [paged["attention_gb_per_s"]],
                 "memory reads",
-                [memory_read],
+                [paged["memory_read_gb_per_s"]],
                 target=BANDWIDTH_TARGET,
             )
         )
@@ -119,9 +119,7 @@ def main() -> int:
     attention = timed["attention"]
     layouts = 4  # of each case, one after the other
     for begin in range(0, len(attention), layouts):
-        result.rows += attention_rows(
-            attention[begin : begin + layouts], timed["memory_read_gb_per_s"]
-        )
+        result.rows += attention_rows(attention[begin : begin + layouts])
     result.rows.append(pool_row(timed["write_by_pool"]))
     result.notes += [
         f"pool of {row['pool_mb']} MB: {row['step_us']:.1f} us a step"

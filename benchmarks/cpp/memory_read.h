@@ -1,22 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "common/huge_pages.h"
 #include "kernels/cpu/parallel_for.h"
 
 namespace vllm_metal {
 
 constexpr int64_t kReadBytes = int64_t{512} << 20;
 
+// kReadBytes of zeros in memory like that of weights and of the paged cache.
+inline mx::array memory_to_read() {
+  mx::array memory = uninitialized_in_huge_pages(
+      {static_cast<mx::ShapeElem>(kReadBytes / sizeof(float))}, mx::float32);
+  std::fill_n(memory.data<float>(), memory.size(), 0.0f);
+  return memory;
+}
+
 // Has all threads of the kernels read kReadBytes together.
 inline void read_memory() {
   typedef float Floats __attribute__((vector_size(64)));
-  static const std::vector<float> memory(kReadBytes / sizeof(float), 1.0f);
+  static const mx::array array = memory_to_read();
+  const float* memory = array.data<float>();
   constexpr int64_t kChunk = 1 << 18;
-  const int64_t chunks = static_cast<int64_t>(memory.size()) / kChunk;
+  const int64_t chunks = static_cast<int64_t>(array.size()) / kChunk;
   std::vector<float> sums(chunks);
   cpu::parallel_for(chunks, 1, [&](int64_t chunk, int64_t) {
     Floats totals[4] = {};

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "common/mlx_buffer.h"
+#include "common/huge_pages.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel_for.h"
 #include "kernels/kv_write.h"
@@ -104,12 +104,19 @@ mx::array filled(const mx::Shape& shape) {
   return result;
 }
 
+mx::array filled_in_huge_pages(const mx::Shape& shape) {
+  mx::array result = uninitialized_in_huge_pages(shape, mx::bfloat16);
+  std::fill_n(result.data<mx::bfloat16_t>(), result.size(), mx::bfloat16_t(0.25f));
+  return result;
+}
+
 // Enough layers that none stays in a cache near the core, but no more than a model has.
 std::vector<Cache> make_caches(const Case& c) {
   const int64_t layers = std::clamp<int64_t>((int64_t{256} << 20) / c.cache_bytes(), 1, 30);
   const mx::Shape shape{c.batch * c.context_len, c.heads.num_kv_heads, c.heads.head_dim};
   std::vector<Cache> caches;
-  for (int64_t i = 0; i < layers; ++i) caches.push_back({filled(shape), filled(shape)});
+  for (int64_t i = 0; i < layers; ++i)
+    caches.push_back({filled_in_huge_pages(shape), filled_in_huge_pages(shape)});
   return caches;
 }
 
@@ -165,13 +172,16 @@ double write_all(const Case& c, std::vector<Cache>& caches, const BatchLayout& l
   return seconds / static_cast<double>(caches.size());
 }
 
-std::vector<Result> measure(const Case& c, const Settings& settings) {
+// All layouts by turns; `reads` gets what the machine read in each of them, GB/s.
+std::vector<Result> measure(const Case& c, const Settings& settings, std::vector<double>& reads) {
   auto caches = make_caches(c);
   std::vector<Result> results{{"contiguous", 0, {}, {}},
                               {"paged", 16, {}, {}},
                               {"paged", 32, {}, {}},
                               {"gather", 16, {}, {}}};
   for (int turn = -1; turn < settings.turns; ++turn) {  // the first is for warmth
+    const double read = read_gb_per_second(settings);
+    if (turn >= 0) reads.push_back(read);
     for (Result& result : results) {
       const BatchLayout layout = layout_of(c, result.block_size);
       const bool gather = std::string(result.layout) == "gather";
@@ -185,7 +195,8 @@ std::vector<Result> measure(const Case& c, const Settings& settings) {
   return results;
 }
 
-void print_attention(const Settings& settings, double roof, bool& first) {
+void print_attention(const Settings& settings) {
+  bool first = true;
   const std::vector<Heads> heads{{9, 3, 64}, {32, 8, 128}};
   const std::vector<int> batches =
       settings.quick ? std::vector<int>{1, 8} : std::vector<int>{1, 8, 32};
@@ -195,16 +206,17 @@ void print_attention(const Settings& settings, double roof, bool& first) {
     for (int batch : batches) {
       for (int length : lengths) {
         const Case c{h, batch, length};
-        for (const Result& result : measure(c, settings)) {
+        std::vector<double> reads;
+        for (const Result& result : measure(c, settings, reads)) {
           const double attention = median(result.attention);
           const double gb = static_cast<double>(c.cache_bytes()) / attention / 1e9;
           std::printf(
               "%s\n    {\"num_heads\": %d, \"num_kv_heads\": %d, \"head_dim\": %d, "
               "\"batch\": %d, \"context_len\": %d, \"layout\": \"%s\", "
               "\"block_size\": %d, \"attention_us\": %.2f, \"attention_gb_per_s\": %.2f, "
-              "\"of_memory_read\": %.3f",
+              "\"memory_read_gb_per_s\": %.2f",
               first ? "" : ",", h.num_heads, h.num_kv_heads, h.head_dim, batch, length,
-              result.layout, result.block_size, attention * 1e6, gb, gb / roof);
+              result.layout, result.block_size, attention * 1e6, gb, median(reads));
           if (!result.write.empty())
             std::printf(", \"write_us\": %.2f", median(result.write) * 1e6);
           std::printf("}");
@@ -266,7 +278,8 @@ std::optional<Cache> make_pool(int64_t bytes) {
   const auto num_rows = static_cast<int>(bytes / row_bytes / kPoolBlock * kPoolBlock);
   const mx::Shape shape{num_rows, kPoolHeads.num_kv_heads, kPoolHeads.head_dim};
   try {
-    return Cache{uninitialized(shape, mx::bfloat16), uninitialized(shape, mx::bfloat16)};
+    return Cache{uninitialized_in_huge_pages(shape, mx::bfloat16),
+                 uninitialized_in_huge_pages(shape, mx::bfloat16)};
   } catch (const std::exception&) {
     return std::nullopt;
   }
@@ -321,17 +334,12 @@ Settings settings_of(int argc, char** argv) {
 void run(const Settings& settings) {
   mx::set_default_device(settings.device);
   const bool on_cpu = settings.device == mx::Device::cpu;
-  std::vector<double> reads;
-  for (int turn = 0; turn < std::max(5, settings.turns); ++turn)
-    reads.push_back(read_gb_per_second(settings));
-  const double roof = median(reads);
   std::printf(
       "{\n  \"device\": \"%s\", \"threads\": %d, \"dtype\": \"bfloat16\", \"turns\": %d,\n"
-      "  \"memory_read_gb_per_s\": %.2f,\n  \"attention\": [",
+      "  \"attention\": [",
       on_cpu ? std::string(cpu::name_of(cpu::current_isa())).c_str() : "gpu",
-      on_cpu ? cpu::num_threads() : 0, settings.turns, roof);
-  bool first = true;
-  print_attention(settings, roof, first);
+      on_cpu ? cpu::num_threads() : 0, settings.turns);
+  print_attention(settings);
   std::printf("\n  ],\n  \"write_by_pool\": [");
   print_pools(settings);
   std::printf("\n  ]\n}\n");

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "common/mlx_buffer.h"
+#include "common/huge_pages.h"
 #include "common/text.h"
 #include "kernels/kv_write.h"
 
@@ -58,8 +58,8 @@ void PagedKVCache::allocate() {
   const mx::Shape shape{static_cast<int>(num_blocks_ * block_size_), spec_.num_kv_heads,
                         spec_.head_dim};
   for (int layer = 0; layer < spec_.num_layers; ++layer) {
-    keys_.push_back(uninitialized(shape, spec_.dtype));
-    values_.push_back(uninitialized(shape, spec_.dtype));
+    keys_.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
+    values_.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
   }
   if (ledger_) clear_null_block();
 }
