@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <numeric>
-#include <sstream>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
@@ -14,19 +12,24 @@
 #include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "config/env.h"
+#include "files/input_file.h"
 #include "models/registry.h"
 #include "runner/graph_size.h"
 
 namespace vllm_metal {
 
+namespace {
+
+// As json_file.py allows; those of real models have some kilobytes.
+constexpr uint64_t kMaxConfigBytes = 100'000'000;
+
+}  // namespace
+
 Json read_model_config(const std::filesystem::path& model_dir) {
   const auto path = model_dir / "config.json";
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream content;
-  if (!file || !(content << file.rdbuf()))
-    throw std::runtime_error(text("[config] cannot read ", path.string(), "."));
+  const std::string content = read_small_file(path, kMaxConfigBytes);
   try {
-    return Json::parse(content.str());
+    return Json::parse(content);
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(text("[config] ", path.string(), ": ", error.what()));
   }

@@ -23,7 +23,9 @@ struct ModelRunnerOptions {
   SamplerConfig sampler = {};  // its vocab_size is the model's
 };
 
-// Reads config.json of a model directory, for programs that use the core as a library.
+// Reads config.json of a model directory, for programs that use the core as a library. Throws
+// std::runtime_error when it is no regular file, std::invalid_argument when it is no JSON or
+// larger than any configuration.
 Json read_model_config(const std::filesystem::path& model_dir);
 // "float32", "float16" or "bfloat16"; throws std::invalid_argument for others.
 mx::Dtype parse_dtype(const std::string& name);

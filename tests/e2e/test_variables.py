@@ -19,10 +19,10 @@ VARIABLES = {
 
 
 @pytest.fixture(scope="module")
-def log(default_model, tmp_path_factory):
-    """Serve with all of them, some load, and give what was said."""
+def log(default_model, mode_variables, tmp_path_factory):
+    """Serve with all of them, in either mode, some load, and give what was said."""
     path = tmp_path_factory.mktemp("variables") / "server.log"
-    with Server(default_model, path, variables=VARIABLES) as server:
+    with Server(default_model, path, variables=VARIABLES | mode_variables) as server:
         client = server.client()
 
         def ask(number):
