@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/simd/attention_gather.h"
 #include "kernels/cpu/simd/attention_products.h"
+#include "kernels/cpu/simd/attention_scores.h"
 #include "kernels/cpu/simd/attention_softmax.h"
 #include "kernels/cpu/simd/attention_state.h"
 #include "kernels/cpu/simd/vector.h"
@@ -61,22 +62,24 @@ int64_t scratch_floats(int num_rows, int head_dim) {
 
 // ---- Blocks, spans, tiles ----
 
-// A block of keys and values, as float32 copies that many rows read ...
+// A block of keys and values, as copies that many rows read ...
+template <typename Element>
 struct GatheredBlock {
   const AttentionTile& tile;
-  const float* keys;    // [head_dim, kKeyBlock]
+  const float* keys;    // [steps, kKeyBlock]
   const float* values;  // [kKeyBlock, padded(head_dim)]
 
   void score(const float* queries, int num_rows, int num_keys, float* scores) const {
     __builtin_memset(scores, 0, num_rows * kKeyBlock * sizeof(float));
-    const Product<FloatRows> product = {.a = queries,
-                                        .a_stride = tile.head_dim,
-                                        .b = {keys, kKeyBlock},
-                                        .c = scores,
-                                        .c_stride = kKeyBlock,
-                                        .count = tile.head_dim,
-                                        .columns = num_keys};
+    const Product<KeyRows<Element>> product = {.a = queries,
+                                               .a_stride = tile.head_dim,
+                                               .b = {{keys, kKeyBlock}},
+                                               .c = scores,
+                                               .c_stride = kKeyBlock,
+                                               .count = ScoreSteps<Element>::count(tile.head_dim),
+                                               .columns = num_keys};
     add_product(product, num_rows);
+    finish_scores<Element>(scores, num_rows, num_keys, tile.scale);
   }
 
   FloatRows value_rows(int first) const {
@@ -187,7 +190,7 @@ void attend_block(const AttentionTile& tile, const KeyBlock& block, const KeyBlo
   }
   gather_keys<Element>(tile, block.offsets, next.places(), block.count, scratch.keys);
   gather_values<Element>(tile, block.offsets, next.places(), block.count, scratch.values);
-  const GatheredBlock gathered{tile, scratch.keys, scratch.values};
+  const GatheredBlock<Element> gathered{tile, scratch.keys, scratch.values};
   while (left > 0) {
     // As few groups of rows as kMaxRows allows, of even sizes.
     const int groups = (left + kMaxRows - 1) / kMaxRows;

@@ -29,6 +29,9 @@ struct FloatRows {
     return load(first + row * stride + column);
   }
   VLLM_METAL_INLINE void prefetch_next(int64_t) const {}
+  static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
+    return fma(*a, b, sums);
+  }
 };
 
 // Rows of the cache, converted as they are read. Lanes beyond head_dim are zero.
@@ -44,6 +47,9 @@ struct CacheRows {
   }
   VLLM_METAL_INLINE void prefetch_next(int64_t row) const {
     if (next != nullptr) prefetch_row(cache + next[row], head_dim);
+  }
+  static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
+    return fma(*a, b, sums);
   }
 };
 
@@ -68,9 +74,9 @@ VLLM_METAL_INLINE void add_strip(const Product<Rows>& product, int64_t column) {
     for (int i = 0; i < kWidth; ++i) factors[i] = product.b.load_lanes(k, column + i * kLanes);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
-      const float factor = a[row * product.a_stride + k];
+      const float* factor = a + row * product.a_stride + k;
 #pragma GCC unroll 4
-      for (int i = 0; i < kWidth; ++i) sums[row][i] = fma(factor, factors[i], sums[row][i]);
+      for (int i = 0; i < kWidth; ++i) sums[row][i] = Rows::add(factor, factors[i], sums[row][i]);
     }
   }
 #pragma GCC unroll 6

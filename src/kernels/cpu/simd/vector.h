@@ -299,6 +299,12 @@ VLLM_METAL_INLINE float horizontal_max(Floats values) {
 }
 
 #if defined(__AVX512BF16__)
+// The first `count` elements, at most 2 * kLanes, as pairs, one a lane; others are zero.
+VLLM_METAL_INLINE Words load_pairs(const Bfloat16* source, int64_t count) {
+  const uint32_t mask = count >= 2 * kLanes ? ~0u : (1u << count) - 1u;
+  return (Words)_mm512_maskz_loadu_epi16(mask, source);
+}
+
 // Pairs of bfloat16, one a lane, times the one pair `x`, added to the sums. Exact but for the
 // rounding of the sums.
 VLLM_METAL_INLINE Floats add_pair_products(Words pairs, uint32_t x, Floats sums) {
