@@ -249,20 +249,6 @@ void attend(const AttentionTile& tile, int64_t begin, int64_t end, float* state_
   }
 }
 
-template <typename Element>
-void write_output(const AttentionTile& tile, const State& state) {
-  const float* source = state.outputs;
-  for (int row = 0; row < num_rows_of(tile); ++row, source += padded(tile.head_dim)) {
-    Element* target = (Element*)tile.output + query_of(tile, row) * tile.output_stride +
-                      head_of(tile, row) * tile.head_dim;
-    int d = 0;
-    for (; d + kLanes <= tile.head_dim; d += kLanes)
-      store(target + d, load(source + d) / state.sum[row]);
-    if (d < tile.head_dim)
-      store_first(target + d, load(source + d) / state.sum[row], tile.head_dim - d);
-  }
-}
-
 void attend_any(const AttentionTile& tile, int64_t begin, int64_t end, float* state,
                 float* scratch) {
   switch (tile.type) {

@@ -57,14 +57,67 @@ VLLM_METAL_INLINE void prefetch_row(const Element* row, int head_dim) {
   for (int d = 0; d < head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
 }
 
+// The next kWidth registers of a row of values of which `count` elements are left, zero beyond
+// them.
+template <int kWidth, typename Element>
+VLLM_METAL_INLINE void load_values(const Element* source, int64_t count, Floats (&values)[kWidth]) {
+  VLLM_METAL_UNROLL
+  for (int i = 0; i < kWidth; ++i) values[i] = load_up_to(source + i * kLanes, count - i * kLanes);
+}
+
+template <typename Element>
+VLLM_METAL_INLINE void store_up_to(Element* target, int64_t count, Floats values) {
+  if (count >= kLanes) return store(target, values);
+  store_first(target, values, (size_t)count);
+}
+
+// The reverse: two registers to the next `count` elements, more than kLanes.
+template <typename Element>
+VLLM_METAL_INLINE void store_values(Element* target, int64_t count, const Floats (&values)[2]) {
+  store(target, values[0]);
+  store_up_to(target + kLanes, count - kLanes, values[1]);
+}
+
+#if defined(__AVX512BF16__)
+
+// Of bfloat16, the even dimensions of two registers, then the odd ones: a shift or a mask takes
+// each out of the words that they lie in.
+template <int kWidth>
+VLLM_METAL_INLINE void load_values(const Bfloat16* source, int64_t count,
+                                   Floats (&values)[kWidth]) {
+  if constexpr (kWidth == 1) {
+    values[0] = load_up_to(source, count);
+  } else {
+    VLLM_METAL_UNROLL
+    for (int i = 0; i < kWidth; i += 2) {
+      const Words pairs = load_pairs(source + i * kLanes, count - i * kLanes);
+      values[i] = as_floats(pairs << 16);
+      values[i + 1] = as_floats(pairs & 0xffff0000u);
+    }
+  }
+}
+
+VLLM_METAL_INLINE void store_values(Bfloat16* target, int64_t count, const Floats (&values)[2]) {
+  store_pairs(target, count, widen(to_bfloat16(values[0])) | widen(to_bfloat16(values[1])) << 16);
+}
+
+#endif
+
 template <typename Element>
 void gather_values(const AttentionTile& tile, const int64_t* offsets, const int64_t* next,
                    int count, float* values) {
   const Element* cache = (const Element*)tile.values;
   for (int i = 0; i < count; ++i, values += padded(tile.head_dim)) {
     if (next != nullptr) prefetch_row(cache + next[i], tile.head_dim);
-    for (int d = 0; d < tile.head_dim; d += kLanes)
-      store(values + d, load_up_to(cache + offsets[i] + d, tile.head_dim - d));
+    const Element* source = cache + offsets[i];
+    int d = 0;
+    for (; d + kLanes < tile.head_dim; d += 2 * kLanes) {
+      Floats pair[2];
+      load_values(source + d, tile.head_dim - d, pair);
+      store(values + d, pair[0]);
+      store(values + d + kLanes, pair[1]);
+    }
+    if (d < tile.head_dim) store(values + d, load_up_to(source + d, tile.head_dim - d));
   }
 }
 

@@ -25,8 +25,11 @@ struct FloatRows {
   const float* first;
   int64_t stride;
 
-  VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
-    return load(first + row * stride + column);
+  template <int kWidth>
+  VLLM_METAL_INLINE void load_columns(int64_t row, int64_t column,
+                                      Floats (&columns)[kWidth]) const {
+    VLLM_METAL_UNROLL
+    for (int i = 0; i < kWidth; ++i) columns[i] = load(first + row * stride + column + i * kLanes);
   }
   VLLM_METAL_INLINE void prefetch_next(int64_t) const {}
   static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
@@ -42,8 +45,10 @@ struct CacheRows {
   const int64_t* next;     // of the next block's rows, null: none
   int head_dim;
 
-  VLLM_METAL_INLINE Floats load_lanes(int64_t row, int64_t column) const {
-    return load_up_to(cache + offsets[row] + column, head_dim - column);
+  template <int kWidth>
+  VLLM_METAL_INLINE void load_columns(int64_t row, int64_t column,
+                                      Floats (&columns)[kWidth]) const {
+    load_values(cache + offsets[row] + column, head_dim - column, columns);
   }
   VLLM_METAL_INLINE void prefetch_next(int64_t row) const {
     if (next != nullptr) prefetch_row(cache + next[row], head_dim);
@@ -70,8 +75,7 @@ VLLM_METAL_INLINE void add_strip(const Product<Rows>& product, int64_t column) {
   for (int64_t k = 0; k < product.count; ++k) {
     if (column == 0) product.b.prefetch_next(k);
     Floats factors[kWidth];
-#pragma GCC unroll 4
-    for (int i = 0; i < kWidth; ++i) factors[i] = product.b.load_lanes(k, column + i * kLanes);
+    product.b.load_columns(k, column, factors);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const float* factor = a + row * product.a_stride + k;

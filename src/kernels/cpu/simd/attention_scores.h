@@ -38,8 +38,7 @@ VLLM_METAL_INLINE void transpose_dimensions(const Element* const* keys, int begi
   for (int d = begin; d < head_dim; d += kLanes) {
     Floats square[kLanes];
     VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      square[i] = keys[i] != nullptr ? load_up_to(keys[i] + d, head_dim - d) : Floats{};
+    for (int i = 0; i < kLanes; ++i) square[i] = load_up_to(keys[i] + d, head_dim - d);
     transpose(square);
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i)
@@ -82,8 +81,7 @@ VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, 
   for (int d = 0; d < head_dim; d += 2 * kLanes) {
     Floats square[kLanes];
     VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      square[i] = keys[i] != nullptr ? as_floats(load_pairs(keys[i] + d, head_dim - d)) : Floats{};
+    for (int i = 0; i < kLanes; ++i) square[i] = as_floats(load_pairs(keys[i] + d, head_dim - d));
     transpose(square);
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i)
@@ -101,8 +99,7 @@ VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, 
   for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
     Floats square[kLanes];
     VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      square[i] = keys[i] != nullptr ? load_bits<Floats>(keys[i] + d) : Floats{};
+    for (int i = 0; i < kLanes; ++i) square[i] = load_bits<Floats>(keys[i] + d);
     transpose(square);
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i) {
@@ -132,8 +129,7 @@ void gather_queries(const AttentionTile& tile, float* queries) {
 template <typename Element>
 VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offsets, int first,
                                  int count, const Element** keys) {
-  for (int i = 0; i < kLanes; ++i)
-    keys[i] = first + i < count ? (const Element*)tile.keys + offsets[first + i] : nullptr;
+  for (int i = 0; i < kLanes; ++i) keys[i] = (const Element*)tile.keys + offsets[first + i];
 }
 
 // Keys of the next block at the same places of it, null where there is none.

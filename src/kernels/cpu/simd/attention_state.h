@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The softmax of a tile's rows over some of their keys, and how the states of several ranges of
-// keys become one. Internal to attention.simd.cpp.
+// keys become one, and then outputs. Internal to attention.simd.cpp.
 #pragma once
 
 #include "kernels/cpu/simd/attention.h"
@@ -27,7 +27,7 @@ struct Pieces {
 struct State {
   float* max;      // [num_rows] highest score
   float* sum;      // [num_rows] of exp(score - max)
-  float* outputs;  // [num_rows, padded(head_dim)] sums of exp(score - max) * value
+  float* outputs;  // [num_rows, padded(head_dim)] sums of exp(score - max) * value, see load_values
 };
 
 // The rows from `row` on.
@@ -68,6 +68,23 @@ inline void join_sinks(const AttentionTile& tile, const State& state) {
     state.sum[row] = state.sum[row] * factor + exp_one(sink - highest);
     const int64_t width = padded(tile.head_dim);
     scale_row(state.outputs + row * width, width, factor);
+  }
+}
+
+template <typename Element>
+void write_output(const AttentionTile& tile, const State& state) {
+  const float* source = state.outputs;
+  for (int row = 0; row < num_rows_of(tile); ++row, source += padded(tile.head_dim)) {
+    Element* target = (Element*)tile.output + query_of(tile, row) * tile.output_stride +
+                      head_of(tile, row) * tile.head_dim;
+    int d = 0;
+    for (; d + kLanes < tile.head_dim; d += 2 * kLanes) {
+      const Floats pair[2] = {load(source + d) / state.sum[row],
+                              load(source + d + kLanes) / state.sum[row]};
+      store_values(target + d, tile.head_dim - d, pair);
+    }
+    if (d < tile.head_dim)
+      store_up_to(target + d, tile.head_dim - d, load(source + d) / state.sum[row]);
   }
 }
 

@@ -301,8 +301,12 @@ VLLM_METAL_INLINE float horizontal_max(Floats values) {
 #if defined(__AVX512BF16__)
 // The first `count` elements, at most 2 * kLanes, as pairs, one a lane; others are zero.
 VLLM_METAL_INLINE Words load_pairs(const Bfloat16* source, int64_t count) {
+  if (count >= 2 * kLanes) return load_bits<Words>(source);
+  return (Words)_mm512_maskz_loadu_epi16((1u << count) - 1u, source);
+}
+VLLM_METAL_INLINE void store_pairs(Bfloat16* target, int64_t count, Words pairs) {
   const uint32_t mask = count >= 2 * kLanes ? ~0u : (1u << count) - 1u;
-  return (Words)_mm512_maskz_loadu_epi16(mask, source);
+  _mm512_mask_storeu_epi16(target, mask, (__m512i)pairs);
 }
 
 // Pairs of bfloat16, one a lane, times the one pair `x`, added to the sums. Exact but for the
@@ -326,7 +330,6 @@ VLLM_METAL_INLINE Floats exp(Floats x) {
   constexpr float kRounder = 0x1.8p23f;
   const Floats shifted = x * 1.44269504f + kRounder;
   const Floats n = shifted - kRounder;
-  const Ints exponent = (Ints)as_words(shifted) - (Ints)as_words(broadcast(kRounder));
   // ln 2 in two parts, the first with few enough bits that n times it is exact.
   Floats r = n * -0x1.62e4p-1f + x;
   r = n * -0x1.7f7d1cp-20f + r;
@@ -337,11 +340,16 @@ VLLM_METAL_INLINE Floats exp(Floats x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
   // 2^n as a product of two powers: n may lie beyond the exponents of a normal float.
+  const Ints exponent = (Ints)as_words(shifted) - (Ints)as_words(broadcast(kRounder));
   const Ints half = exponent >> 1;
   const Floats first = as_floats(as_words(half + 127) << 23);
   const Floats second = as_floats(as_words(exponent - half + 127) << 23);
   return p * first * second;
+#endif
 }
 
 }  // namespace vllm_metal::cpu::VLLM_METAL_ISA
