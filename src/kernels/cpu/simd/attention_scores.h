@@ -79,13 +79,19 @@ struct ScoreSteps<Bfloat16> {
 template <typename Function>
 VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, const Function& f) {
   for (int d = 0; d < head_dim; d += 2 * kLanes) {
+    const int left = head_dim - d;
     Floats square[kLanes];
-    VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i) square[i] = as_floats(load_pairs(keys[i] + d, head_dim - d));
+    if (left >= 2 * kLanes) {
+      VLLM_METAL_UNROLL
+      for (int i = 0; i < kLanes; ++i) square[i] = load_bits<Floats>(keys[i] + d);
+    } else {
+      VLLM_METAL_UNROLL
+      for (int i = 0; i < kLanes; ++i) square[i] = as_floats(load_pairs(keys[i] + d, left));
+    }
     transpose(square);
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i)
-      if (d + 2 * i < head_dim) f(d / 2 + i, square[i]);
+      if (2 * i < left) f(d / 2 + i, square[i]);
   }
 }
 
