@@ -130,13 +130,19 @@ void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, i
   const int last = seen_keys(tile, row + num_rows - 1, begin, count).end;
   float* scores = scratch.scores + row * kKeyBlock;
   float* outputs = state.outputs + row * width;
+  float highest[kMaxRows];
   block.score(scratch.queries + (int64_t)row * tile.head_dim, num_rows, last, scores);
   for (int i = 0; i < num_rows; ++i) {
     const KeyRange seen = seen_keys(tile, row + i, begin, count);
     float* row_scores = scores + i * kKeyBlock;
     if (tile.soft_cap > 0) cap_scores(row_scores, seen.end, tile.soft_cap);
     for (int key = 0; key < seen.begin; ++key) row_scores[key] = kNoScore;
-    update_softmax(row_scores, seen.end, state.max + row + i,
+    highest[i] = highest_score(row_scores, seen.end, state.max[row + i]);
+  }
+  for (int i = 0; i < num_rows; ++i) {
+    const KeyRange seen = seen_keys(tile, row + i, begin, count);
+    float* row_scores = scores + i * kKeyBlock;
+    update_softmax(row_scores, seen.end, highest[i], state.max + row + i,
                    scratch.lane_sums + (row + i) * kLanes, outputs + i * width, width);
     for (int key = seen.end; key < last; ++key) row_scores[key] = 0;
   }

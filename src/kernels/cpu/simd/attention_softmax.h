@@ -34,16 +34,25 @@ inline void cap_scores(float* scores, int count, float cap) {
     store(scores + key, tanh(load(scores + key) / cap) * cap);
 }
 
-// Turns the scores of the first `count` keys of one row into weights exp(score - max) and brings
-// the row's state to the new maximum.
-inline void update_softmax(float* scores, int count, float* row_max, float* lane_sums,
-                           float* outputs, int64_t width) {
+// Lanes [0, count) of a register, of those that lie before `count`.
+VLLM_METAL_INLINE Ints lanes_before(int count) {
   Ints lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  Floats highest = broadcast(*row_max);
+  return lanes < count;
+}
+
+// The highest of the scores of the first `count` keys of one row and of `row_max`.
+VLLM_METAL_INLINE float highest_score(const float* scores, int count, float row_max) {
+  Floats highest = broadcast(row_max);
   for (int key = 0; key < count; key += kLanes)
-    highest = max(lanes < count - key ? load(scores + key) : highest, highest);
-  const float new_max = horizontal_max(highest);
+    highest = max(lanes_before(count - key) ? load(scores + key) : highest, highest);
+  return horizontal_max(highest);
+}
+
+// Turns the scores of the first `count` keys of one row into weights exp(score - new_max) and
+// brings the row's state to that maximum.
+VLLM_METAL_INLINE void update_softmax(float* scores, int count, float new_max, float* row_max,
+                                      float* lane_sums, float* outputs, int64_t width) {
   Floats sums = load(lane_sums);
   if (new_max != *row_max) {
     const float factor = exp_one(*row_max - new_max);
@@ -52,7 +61,7 @@ inline void update_softmax(float* scores, int count, float* row_max, float* lane
     *row_max = new_max;
   }
   for (int key = 0; key < count; key += kLanes) {
-    const Floats weights = lanes < count - key ? exp(load(scores + key) - new_max) : Floats{};
+    const Floats weights = lanes_before(count - key) ? exp(load(scores + key) - new_max) : Floats{};
     store(scores + key, weights);
     sums += weights;
   }
