@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of a tile of query rows over blocks of keys with a running ("online") softmax
-// (arXiv:1805.02867). Scores are computed with keys across the lanes of a register, from a
-// transposed copy of the block's keys; outputs with head_dim across the lanes. Each row's
-// operations and their order are the same however many rows the tile has.
+// (arXiv:1805.02867). Scores are computed with keys across the lanes of a register, transposed from
+// where they lie or in a copy, of bfloat16 by products of pairs of dimensions where the processor
+// has them; outputs with head_dim across the lanes. Each row's operations and their order are the
+// same however many rows the tile has.
 #include "kernels/cpu/simd/attention.h"
 
 #include "kernels/cpu/simd/attention_gather.h"
@@ -120,6 +121,14 @@ VLLM_METAL_INLINE KeyRange seen_keys(const AttentionTile& tile, int row, int64_t
   return {(int)larger(0, end - tile.window), (int)smaller(count, end)};
 }
 
+// The highest of `row_max` and the scores that a row sees, which are capped; others are hidden.
+VLLM_METAL_INLINE float highest_seen(const AttentionTile& tile, KeyRange seen, float* scores,
+                                     float row_max) {
+  if (tile.soft_cap > 0) cap_scores(scores, seen.end, tile.soft_cap);
+  for (int key = 0; key < seen.begin; ++key) scores[key] = kNoScore;
+  return highest_score(scores, seen.end, row_max);
+}
+
 // Rows [row, row + num_rows) of a tile against a block of `count` keys from position `begin` on.
 // Every row sees at least one of them, later rows none before those of earlier rows.
 template <typename Block>
@@ -134,10 +143,7 @@ void attend_rows(const AttentionTile& tile, int64_t begin, int count, int row, i
   block.score(scratch.queries + (int64_t)row * tile.head_dim, num_rows, last, scores);
   for (int i = 0; i < num_rows; ++i) {
     const KeyRange seen = seen_keys(tile, row + i, begin, count);
-    float* row_scores = scores + i * kKeyBlock;
-    if (tile.soft_cap > 0) cap_scores(row_scores, seen.end, tile.soft_cap);
-    for (int key = 0; key < seen.begin; ++key) row_scores[key] = kNoScore;
-    highest[i] = highest_score(row_scores, seen.end, state.max[row + i]);
+    highest[i] = highest_seen(tile, seen, scores + i * kKeyBlock, state.max[row + i]);
   }
   for (int i = 0; i < num_rows; ++i) {
     const KeyRange seen = seen_keys(tile, row + i, begin, count);
