@@ -84,6 +84,26 @@ TEST_P(VarlenAttention, BatchedEqualsAlone) {
 
 TEST_P(VarlenAttention, ChunkedEqualsWhole) { expect_chunked_equals_whole(dtype()); }
 
+// Rows alone read the cache where it lies, many rows a copy of its blocks.
+TEST_P(VarlenAttention, FewRowsEqualMany) {
+  constexpr int kLength = 131;
+  int group_size = 0;
+  for (int head_dim : {5, 48, 64, 80, 96, 128, 192, 256}) {
+    group_size = group_size % 6 + 1;
+    const auto inputs = make_inputs({{kLength, kLength}}, {2 * group_size, 2, head_dim}, dtype());
+    const auto whole = attend(inputs, place(inputs.requests, 16));
+    for (int token : {0, 15, 16, 40, 63, 64, 130}) {
+      SCOPED_TRACE(testing::Message() << group_size << " x " << head_dim << ", token " << token);
+      const AttentionInputs alone{{{token + 1, 1}},
+                                  tokens_of(inputs.queries, token, token + 1),
+                                  tokens_of(inputs.keys, 0, token + 1),
+                                  tokens_of(inputs.values, 0, token + 1)};
+      ASSERT_NO_FATAL_FAILURE(expect_equal(attend(alone, place(alone.requests, 16)),
+                                           tokens_of(whole, token, token + 1)));
+    }
+  }
+}
+
 TEST_P(VarlenAttention, ReadsStridedQueries) {
   const std::vector<RequestShape> requests{{12, 5}, {30, 1}};
   auto inputs = make_inputs(requests, {4, 2, 16}, dtype());
