@@ -21,8 +21,8 @@ VLLM_METAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; 
 VLLM_METAL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Scratch {
-  float* queries;    // [num_rows, head_dim], scaled
-  float* keys;       // [padded(head_dim), kKeyBlock]
+  float* queries;    // [num_rows, head_dim], as gather_queries writes them
+  float* keys;       // [padded(head_dim), kKeyBlock], as gather_keys writes them
   float* values;     // [kKeyBlock, padded(head_dim)]
   float* scores;     // [num_rows, kKeyBlock]
   float* lane_sums;  // [num_rows, kLanes] the sums of State, one a lane
@@ -167,7 +167,7 @@ struct KeyBlock {
   int64_t begin;               // its first key's position
   int count;                   // of keys, at most kKeyBlock; 0: no block
   int first_row, end_row;      // those of each head that see one of the keys
-  int64_t offsets[kKeyBlock];  // in the cache, in elements
+  int64_t offsets[kKeyBlock];  // in the cache, in elements; all may be read
 
   const int64_t* places() const { return count == 0 ? nullptr : offsets; }
 };

@@ -30,8 +30,7 @@ struct ScoreSteps {
   }
 };
 
-// Calls f(d, lanes) for each dimension d in order: that dimension of kLanes keys, which may be null
-// for zeros.
+// Calls f(d, lanes) for each dimension d in order: that dimension of kLanes keys.
 template <typename Element, typename Function>
 VLLM_METAL_INLINE void transpose_dimensions(const Element* const* keys, int begin, int head_dim,
                                             const Function& f) {
@@ -46,8 +45,7 @@ VLLM_METAL_INLINE void transpose_dimensions(const Element* const* keys, int begi
   }
 }
 
-// Calls f(step, lanes) for each step in order: its dimensions of kLanes keys, which may be null for
-// zeros.
+// Calls f(step, lanes) for each step in order: its dimensions of kLanes keys.
 template <typename Element, typename Function>
 VLLM_METAL_INLINE void for_each_step(const Element* const* keys, int head_dim, const Function& f) {
   transpose_dimensions(keys, 0, head_dim, f);
@@ -56,8 +54,8 @@ VLLM_METAL_INLINE void for_each_step(const Element* const* keys, int head_dim, c
 #if defined(__AVX512BF16__)
 
 // A step is a pair of dimensions, as the word that they lie in, of keys and queries: nothing is
-// converted or rounded but the sums, and those are scaled. An odd last dimension is paired with
-// zeros.
+// converted or rounded but the sums, and those are scaled; numbers below 2^-126 count as zero. An
+// odd last dimension is paired with zeros.
 template <>
 struct ScoreSteps<Bfloat16> {
   static constexpr bool kIsScaled = false;
@@ -131,10 +129,10 @@ void gather_queries(const AttentionTile& tile, float* queries) {
   }
 }
 
-// Keys [first, first + kLanes) of those at `offsets`, null from `count` on.
+// Keys [first, first + kLanes) of those at `offsets`.
 template <typename Element>
 VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offsets, int first,
-                                 int count, const Element** keys) {
+                                 const Element** keys) {
   for (int i = 0; i < kLanes; ++i) keys[i] = (const Element*)tile.keys + offsets[first + i];
 }
 
@@ -145,15 +143,15 @@ VLLM_METAL_INLINE void prefetch_keys(const AttentionTile& tile, const int64_t* n
     prefetch_row((const Element*)tile.keys + next[i], tile.head_dim);
 }
 
-// Writes keys [steps, kKeyBlock]; of the columns from `count` on, those up to a whole number of
-// registers become zero.
+// Writes keys [steps, kKeyBlock], the first `count` of them and what lies at the offsets up to a
+// whole number of registers.
 template <typename Element>
 void gather_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t* next, int count,
                  float* keys) {
   for (int first = 0; first < count; first += kLanes) {
     prefetch_keys<Element>(tile, next, first);
     const Element* sources[kLanes];
-    find_keys(tile, offsets, first, count, sources);
+    find_keys(tile, offsets, first, sources);
     for_each_step(sources, tile.head_dim,
                   [target = keys + first](int step, Floats lanes)
                       __attribute__((always_inline)) { store(target + step * kKeyBlock, lanes); });
@@ -187,7 +185,7 @@ void score_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t
   for (int first = 0; first < count; first += kLanes) {
     prefetch_keys<Element>(tile, next, first);
     const Element* keys[kLanes];
-    find_keys(tile, offsets, first, count, keys);
+    find_keys(tile, offsets, first, keys);
     Floats sums[kRows] = {};
     for_each_step(keys, tile.head_dim,
                   [&, head_dim = tile.head_dim](int step, Floats lanes)
