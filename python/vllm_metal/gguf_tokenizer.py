@@ -67,7 +67,9 @@ class GgufTokenizer:
 
     def save(self, directory: Path, model_max_length: int) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-        self.backend.save(str(directory / "tokenizer.json"))
+        # Its own save() raises bare exceptions where the disk is full.
+        text = self.backend.to_str(pretty=True)
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_prefix_space": False,

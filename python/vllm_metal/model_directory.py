@@ -142,7 +142,8 @@ def check_replaceable(directory: Path, source: SourceFile, force: bool) -> None:
 def filled_in_place(target: Path) -> Iterator[Path]:
     """Give a new directory to fill; it becomes `target`, replacing it, when the block ends.
 
-    Leaves nothing behind and `target` as it was when the block raises or is interrupted.
+    Leaves nothing behind and `target` as it was when the block raises or is interrupted. An OSError
+    names a file: that of a full disk does not by itself.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Imports into one folder take turns: what another left there is then abandoned for certain.
@@ -156,6 +157,10 @@ def filled_in_place(target: Path) -> Iterator[Path]:
             partial.chmod(0o755)
             _sync(partial)
             _move(partial, target)
+        except OSError as error:
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror, str(target)) from error
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
