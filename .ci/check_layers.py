@@ -2,8 +2,8 @@
 """Check that includes in src/ follow the one-way flow of docs/architecture.md.
 
 A folder includes only folders it is built on, headers do not include each other in a circle,
-only config/env reads the environment, nothing uses mx::compile, and no header asks for which
-device it is compiled or opens a namespace.
+only config/env reads the environment, nothing uses mx::compile or the wall clock, and no header
+asks for which device it is compiled or opens a namespace.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 GETENV = re.compile(r"\b(?:secure_)?getenv\s*\(")
 MX_COMPILE = re.compile(r"\bmx::(?:enable_)?compile\b|\bcore::(?:enable_)?compile\b|mlx/compile")
+WALL_CLOCK = re.compile(
+    r"\b(?:system_clock|high_resolution_clock|gettimeofday|CLOCK_REALTIME|localtime|gmtime)\b"
+)
 USING_NAMESPACE = re.compile(r"^\s*using\s+namespace\b", re.MULTILINE)
 DEVICE_IF = re.compile(
     r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*(?:__APPLE__|__CUDA\w*|\w*METAL_AVAILABLE|MLX_\w+|USE_CUDA)",
@@ -111,6 +114,10 @@ def check_file(name: str, text: str, includes: list[str], known: dict[str, Path]
         errors.append(f"{name}: getenv; read environment variables in config/env")
     if MX_COMPILE.search(code):
         errors.append(f"{name}: mx::compile; on the CPU it runs a compiler when a program runs")
+    if clock := WALL_CLOCK.search(code):
+        errors.append(
+            f"{name}: {clock[0]}; the wall clock jumps, std::chrono::steady_clock does not"
+        )
     if name.endswith(".h") and USING_NAMESPACE.search(code):
         errors.append(f"{name}: using namespace in a header; it reaches all who include it")
     if name.endswith(".h") and (condition := DEVICE_IF.search(code)):

@@ -39,7 +39,7 @@ class Server:
 
     def __enter__(self) -> Server:
         self._log = tempfile.TemporaryFile("w+")
-        self.started = time.time()
+        self.started = time.monotonic()
         self.process = subprocess.Popen(
             self._command,
             stdout=self._log,
@@ -52,11 +52,11 @@ class Server:
         except BaseException:
             self.__exit__()
             raise
-        self.seconds_to_ready = time.time() - self.started
+        self.seconds_to_ready = time.monotonic() - self.started
         return self
 
     def _wait_until_ready(self) -> None:
-        while time.time() < self.started + START_SECONDS:
+        while time.monotonic() < self.started + START_SECONDS:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The server ended while starting:\n{self.log()[-3000:]}")
             try:
