@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "common/mlx_buffer.h"
 #include "common/text.h"
@@ -51,31 +52,41 @@ void ContiguousKVCache::reserve(RequestKey key, int64_t num_tokens) {
   if (reserved_tokens() - held + whole_blocks(num_tokens) > max_rows_)
     throw std::runtime_error(text("[kv_cache] ", num_tokens, " tokens do not fit: ",
                                   reserved_tokens() - held, " of ", max_rows_, " are in use."));
-  Range& range = ranges_[key];
-  if (num_tokens <= range.capacity) {
-    range.num_tokens = num_tokens;
-    return;
+  const auto [entry, is_new] = ranges_.try_emplace(key);
+  const Range before = entry->second;
+  try {
+    make_room(entry->second, num_tokens);
+  } catch (...) {  // no memory: a range that is listed has its rows
+    if (is_new) {
+      ranges_.erase(entry);
+    } else {
+      entry->second = before;
+    }
+    throw;
   }
+}
+
+void ContiguousKVCache::make_room(Range& range, int64_t num_tokens) {
   const int64_t capacity =
       std::min(round_up(num_tokens, kChunk), whole_blocks(num_tokens) + kChunk);
-  if (!extend_in_place(range, capacity)) {
-    int64_t start = find_hole(capacity);
-    if (start < 0 && num_rows_ < max_rows_) {
-      const int64_t wanted = std::accumulate(
-          ranges_.begin(), ranges_.end(), capacity,
-          [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+  if (num_tokens > range.capacity && !extend_in_place(range, capacity)) {
+    const int64_t start = find_hole(capacity);
+    if (start < 0) {
       range.num_tokens = num_tokens;
-      rebuild(std::min(max_rows_, std::max(wanted, num_rows_ + num_rows_ / 2)));
-      return;
-    }
-    if (start < 0) {  // at the limit: pack; every request fits in its whole blocks
-      range.num_tokens = num_tokens;
-      rebuild(max_rows_);
+      rebuild(rows_to_grow_to(capacity));
       return;
     }
     move_range(range, static_cast<int32_t>(start), capacity);
   }
   range.num_tokens = num_tokens;
+}
+
+int64_t ContiguousKVCache::rows_to_grow_to(int64_t more) const {
+  if (num_rows_ == max_rows_) return max_rows_;  // pack: every request fits in its whole blocks
+  const int64_t wanted =
+      std::accumulate(ranges_.begin(), ranges_.end(), more,
+                      [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+  return std::min(max_rows_, std::max(wanted, num_rows_ + num_rows_ / 2));
 }
 
 BatchLayout ContiguousKVCache::prepare(const CacheStep& step) {
@@ -173,26 +184,35 @@ void ContiguousKVCache::rebuild(int64_t new_rows) {
   auto ordered = ordered_ranges();
   for (auto& [key, range] : ranges_)
     if (range.capacity == 0) ordered.push_back(&range);
+  std::vector<Range> placed;  // what they become once there is memory for all slabs
   int64_t next = 0;
-  for (Range* range : ordered) {
+  for (const Range* range : ordered) {
     const int64_t capacity = whole_blocks(range->num_tokens) + std::min(spare, kChunk);
     for (int64_t i = 0; i < std::min(range->num_tokens, range->capacity); ++i)
       source[static_cast<size_t>(next + i)] = static_cast<int32_t>(range->start + i);
-    range->start = static_cast<int32_t>(next);
-    range->capacity = capacity;
+    placed.push_back({static_cast<int32_t>(next), capacity, range->num_tokens});
     next += capacity;
   }
-  const mx::Shape shape{static_cast<int>(new_rows), spec_.num_kv_heads, spec_.head_dim};
-  const bool copy = num_rows_ > 0 && new_rows > 0;
-  const mx::array rows(source.begin(), {static_cast<int>(new_rows)}, mx::int32);
-  auto renew = [&](std::vector<mx::array>& slabs) {
-    if (slabs.empty()) slabs.assign(static_cast<size_t>(spec_.num_layers), mx::array(0.0f));
-    for (auto& slab : slabs)
-      slab = copy ? mx::take(slab, rows, 0) : uninitialized(shape, spec_.dtype);
-  };
-  renew(keys_);
-  renew(values_);
+  expect_memory(static_cast<size_t>(new_rows) * spec_.bytes_per_token());
+  auto keys = resized_slabs(keys_, source);
+  auto values = resized_slabs(values_, source);
+  for (size_t i = 0; i < ordered.size(); ++i) *ordered[i] = placed[i];
+  keys_ = std::move(keys);
+  values_ = std::move(values);
   num_rows_ = new_rows;
+}
+
+std::vector<mx::array> ContiguousKVCache::resized_slabs(
+    const std::vector<mx::array>& slabs, const std::vector<int32_t>& source_rows) const {
+  const auto new_rows = static_cast<int>(source_rows.size());
+  const bool copy = num_rows_ > 0 && new_rows > 0;
+  const mx::array rows(source_rows.begin(), {new_rows}, mx::int32);
+  std::vector<mx::array> resized;
+  for (int layer = 0; layer < spec_.num_layers; ++layer)
+    resized.push_back(
+        copy ? mx::take(slabs[static_cast<size_t>(layer)], rows, 0)
+             : uninitialized({new_rows, spec_.num_kv_heads, spec_.head_dim}, spec_.dtype));
+  return resized;
 }
 
 }  // namespace vllm_metal

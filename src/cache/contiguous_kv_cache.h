@@ -27,7 +27,8 @@ class ContiguousKVCache final : public KVCache {
   ContiguousKVCache(const KVCacheSpec& spec, int64_t max_tokens, int block_size);
 
   // Makes room for `num_tokens` tokens of a request; keeps what it holds. Throws
-  // std::runtime_error when max_tokens does not allow it.
+  // std::runtime_error when max_tokens does not allow it or there is no memory; the cache is as
+  // before then.
   void reserve(RequestKey key, int64_t num_tokens);
 
   // Reserves for all requests, then says where they came to lie.
@@ -53,6 +54,9 @@ class ContiguousKVCache final : public KVCache {
     int64_t num_tokens = 0;
   };
 
+  void make_room(Range& range, int64_t num_tokens);
+  // Rows of the slabs in which ranges find `more` rows that they do not find now.
+  int64_t rows_to_grow_to(int64_t more) const;
   // Ranges by their start.
   std::vector<Range*> ordered_ranges();
   bool extend_in_place(Range& range, int64_t capacity);
@@ -61,6 +65,9 @@ class ContiguousKVCache final : public KVCache {
   void move_range(Range& range, int32_t new_start, int64_t new_capacity);
   // Packs all ranges into slabs of `new_rows` rows; spare rows are shared out equally.
   void rebuild(int64_t new_rows);
+  // New slabs, [source_rows.size(), num_kv_heads, head_dim] each: the rows of `slabs` if any.
+  std::vector<mx::array> resized_slabs(const std::vector<mx::array>& slabs,
+                                       const std::vector<int32_t>& source_rows) const;
   int64_t reserved_tokens() const;
   int64_t whole_blocks(int64_t tokens) const;
 

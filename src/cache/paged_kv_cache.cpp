@@ -57,10 +57,18 @@ size_t PagedKVCache::pool_bytes() const {
 void PagedKVCache::allocate() {
   const mx::Shape shape{static_cast<int>(num_blocks_ * block_size_), spec_.num_kv_heads,
                         spec_.head_dim};
-  for (int layer = 0; layer < spec_.num_layers; ++layer) {
-    keys_.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
-    values_.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
+  std::vector<mx::array> keys, values;  // all of them or none
+  try {
+    for (int layer = 0; layer < spec_.num_layers; ++layer) {
+      keys.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
+      values.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
+    }
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(text("[paged_kv_cache] cannot allocate ", num_blocks_, " blocks, ",
+                                  pool_bytes() >> 20, " MiB: ", error.what()));
   }
+  keys_ = std::move(keys);
+  values_ = std::move(values);
   if (ledger_) clear_null_block();
 }
 

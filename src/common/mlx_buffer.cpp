@@ -2,9 +2,13 @@
 #include "common/mlx_buffer.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <list>
 #include <map>
 #include <mutex>
+#include <stdexcept>
+
+#include "common/text.h"
 
 namespace vllm_metal {
 
@@ -80,11 +84,38 @@ ReusableBuffers& reusable_buffers() {
 // Below, the heap gives used memory anyway.
 constexpr size_t kMinReusableBytes = size_t{64} << 10;
 
+// Whether the heap has so much; it is not touched, so that large sizes cost two calls of the
+// system.
+bool heap_has(size_t bytes) {
+  void* volatile trial = std::malloc(bytes);  // which compilers may not leave out
+  const bool found = trial != nullptr || bytes == 0;
+  std::free(trial);
+  return found;
+}
+
+[[noreturn]] void no_memory(size_t bytes) {
+  throw std::runtime_error(
+      text("[memory] cannot allocate ", bytes, " bytes: the system has no more."));
+}
+
+mx::allocator::Data small_memory(size_t bytes) {
+  mx::allocator::Data data = mx::allocator::malloc(bytes);
+  if (bytes > 0 && data.buffer().ptr() == nullptr) no_memory(bytes);
+  return data;
+}
+
 }  // namespace
+
+void expect_memory(size_t bytes) {
+  if (mx::default_device() != mx::Device(mx::Device::cpu) || heap_has(bytes)) return;
+  release_reusable_memory();
+  if (!heap_has(bytes)) no_memory(bytes);
+}
 
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {
   size_t elements = 1;
   for (auto extent : shape) elements *= static_cast<size_t>(extent);
+  expect_memory(elements * mx::size_of(dtype));
   return mx::array(mx::allocator::malloc(elements * mx::size_of(dtype)), shape, dtype);
 }
 
@@ -99,11 +130,12 @@ void adopt_buffer(mx::array& output, void* buffer, void (*release)(void*)) {
 
 void allocate_output(mx::array& output) {
   const size_t bytes = output.nbytes();
-  if (bytes < kMinReusableBytes) return output.set_data(mx::allocator::malloc(bytes));
+  if (bytes < kMinReusableBytes) return output.set_data(small_memory(bytes));
   Buffer buffer = reusable_buffers().take(bytes);
   if (buffer.ptr() == nullptr) {
     // What is kept counts as in use: MLX would hold steps back to get below its limit.
     if (mx::get_active_memory() + bytes > mx::get_memory_limit()) release_reusable_memory();
+    expect_memory(bytes);
     buffer = mx::allocator::allocator().malloc(bytes);
   }
   output.set_data(

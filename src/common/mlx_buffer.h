@@ -8,6 +8,11 @@
 
 namespace vllm_metal {
 
+// Throws std::runtime_error where a CPU's memory does not have so many bytes: MLX's allocator
+// counts them and returns null then, which its ops write to. Allocators of GPUs throw by
+// themselves. The functions below ask for what they allocate.
+void expect_memory(size_t bytes);
+
 // A row-contiguous array with its own, uninitialised memory. Not a graph node: the
 // caller fills it through `array.data<T>()` before any op reads it.
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype);

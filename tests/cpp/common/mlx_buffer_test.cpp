@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/mlx_buffer.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <optional>
+#include <stdexcept>
 #include <thread>
 #include <vector>
+
+#include "support/error_of.h"
 
 namespace vllm_metal {
 namespace {
@@ -43,6 +46,21 @@ TEST_F(ReusableMemory, IsNotSharedByOutputsInUse) {
 TEST_F(ReusableMemory, LeavesSmallOutputsToTheHeap) {
   address_of_one(1000);
   EXPECT_EQ(reusable_bytes(), 0u);
+}
+
+// More than any address space has.
+TEST_F(ReusableMemory, IsGivenBackBeforeMemoryIsRefused) {
+  address_of_one(1 << 20);
+  const size_t active = mx::get_active_memory();
+  const auto refused = testing::HasSubstr("[memory] cannot allocate 1125899906842624 bytes");
+  EXPECT_THAT(test::error_of([] { uninitialized({1 << 25, 1 << 25}, mx::uint8); }), refused);
+  EXPECT_EQ(reusable_bytes(), 0u);
+  EXPECT_THAT(test::error_of([] {
+                mx::array output({1 << 25, 1 << 25}, mx::uint8, nullptr, {});
+                allocate_output(output);
+              }),
+              refused);
+  EXPECT_LE(mx::get_active_memory(), active);
 }
 
 TEST_F(ReusableMemory, IsLimitedAndForgetsTheOldest) {
