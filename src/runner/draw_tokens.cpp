@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runner/draw_tokens.h"
 
+#include <mlx/scheduler.h>
+
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include "common/mlx_buffer.h"
+#include "common/text.h"
 #include "kernels/cpu/cpu_primitive.h"
 #include "kernels/cpu/parallel_for.h"
 
@@ -14,6 +18,15 @@ namespace {
 
 double milliseconds(DrawTask::Clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+// Throws what a kernel of the step threw. MLX notes it and goes on with the kernels after it.
+void check_kernels(mx::Stream stream) {
+  try {
+    mx::scheduler::check_error(stream);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(text("[runner] a kernel of the step failed: ", error.what()));
+  }
 }
 
 void draw(DrawTask& task, const float* logits, int64_t stride) {
@@ -56,12 +69,16 @@ class DrawTokens : public cpu::CpuPrimitive {
     allocate_output(tokens);
     const std::span<int32_t> token_ids(tokens.data<int32_t>(), tokens.size());
     if (task_->rows.empty()) {
-      dispatch([task = task_, token_ids] { task->run(nullptr, 0, token_ids); });
+      dispatch([task = task_, stream = stream(), token_ids] {
+        task->run(stream, nullptr, 0, token_ids);
+      });
       return;
     }
     const mx::array logits = with_even_rows(inputs.front());
-    dispatch([task = task_, token_ids, data = logits.data<float>(),
-              stride = cpu::rows_of(logits).stride] { task->run(data, stride, token_ids); });
+    dispatch([task = task_, stream = stream(), token_ids, data = logits.data<float>(),
+              row_stride = cpu::rows_of(logits).stride] {
+      task->run(stream, data, row_stride, token_ids);
+    });
   }
 
  private:
@@ -97,11 +114,13 @@ class ScorePrompt : public cpu::CpuPrimitive {
 
 }  // namespace
 
-void DrawTask::run(const float* logits, int64_t stride, std::span<int32_t> tokens) {
+void DrawTask::run(mx::Stream stream, const float* logits, int64_t row_stride,
+                   std::span<int32_t> tokens) {
   const auto start = Clock::now();
   std::fill(tokens.begin(), tokens.end(), 0);
   try {
-    if (!rows.empty()) draw(*this, logits, stride);
+    check_kernels(stream);
+    if (!rows.empty()) draw(*this, logits, row_stride);
     for (size_t i = 0; i < rows.size(); ++i)
       tokens[i] = std::max(output->token_ids[rows[i].scheduled_index], 0);
     const auto end = Clock::now();

@@ -37,9 +37,10 @@ struct DrawTask {
   std::shared_ptr<Clock::time_point> last_drawn = std::make_shared<Clock::time_point>();
   std::promise<std::shared_ptr<StepOutput>> done;
 
-  // Draws, keeps the promise, and writes the tokens, 0 where there is none, into `tokens`.
-  //   logits  float32, `rows` rows of vocab_size that start `stride` elements apart
-  void run(const float* logits, int64_t stride, std::span<int32_t> tokens);
+  // Draws, keeps the promise, and writes the tokens, 0 where there is none, into `tokens`. On the
+  // thread of `stream`: hands over what a kernel threw there, whose logits are no numbers of ours.
+  //   logits  float32, `rows` rows of vocab_size that start `row_stride` elements apart
+  void run(mx::Stream stream, const float* logits, int64_t row_stride, std::span<int32_t> tokens);
   // Hands an error over instead.
   void fail(std::exception_ptr error);
 };

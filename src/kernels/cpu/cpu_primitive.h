@@ -4,6 +4,7 @@
 #include <mlx/backend/cpu/encoder.h>
 #include <mlx/primitives.h>
 
+#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -29,10 +30,18 @@ class CpuPrimitive : public mx::Primitive {
 
  protected:
   // Runs `task` on the stream's thread, after the tasks of all inputs. MLX holds the buffers of
-  // inputs and outputs until then; temporaries are for `hold`.
+  // inputs and outputs until then; temporaries are for `hold`. What `task` throws MLX keeps for
+  // the stream's next check_error, and runs what comes after it all the same.
   template <typename Task>
   void dispatch(Task&& task) {
-    mx::cpu::get_command_encoder(stream()).dispatch(std::forward<Task>(task));
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [op = name(), task = std::forward<Task>(task)]() mutable {
+          try {
+            task();
+          } catch (const std::bad_alloc&) {
+            throw std::runtime_error(text("[", op, "] cannot allocate its working memory."));
+          }
+        });
   }
   void hold(mx::array temporary) {
     mx::cpu::get_command_encoder(stream()).add_temporary(std::move(temporary));
