@@ -186,7 +186,8 @@ def _patch_shutdown() -> None:
     were being made are never told of their end, so the server waits for clients that wait for it.
     The process gets time to end by itself, which ends its requests. Those that it had not read
     yet, and all if it hangs, are ended here. Clients that do not take their answers get a moment,
-    unless the server was told how long.
+    unless the server was told how long. A server whose engine died ends with an error instead of
+    the exit code 0, which tells whoever supervises it that all is well.
     """
     from vllm.entrypoints.launchers.launcher import NoSignalServer
     from vllm.v1.engine import utils
@@ -197,6 +198,7 @@ def _patch_shutdown() -> None:
         return
     get_timeout = utils.get_engine_process_shutdown_timeout
     shutdown, shutdown_server = AsyncLLM.shutdown, NoSignalServer.shutdown
+    serve = NoSignalServer.serve
 
     @functools.wraps(get_timeout)
     def leave_time_to_end(
@@ -221,7 +223,15 @@ def _patch_shutdown() -> None:
             self.config.timeout_graceful_shutdown = _CLIENT_SECONDS
         await shutdown_server(self, *args, **kwargs)
 
+    @functools.wraps(serve)
+    async def serve_until_engine_dies(self: NoSignalServer, *args: Any, **kwargs: Any) -> None:
+        await serve(self, *args, **kwargs)  # cancelled by a signal
+        engine = getattr(self.config.app.state, "engine_client", None)
+        if engine is not None and engine.errored and not engine.is_running:
+            raise EngineDeadError
+
     utils.get_engine_process_shutdown_timeout = leave_time_to_end
     NoSignalServer.shutdown = shutdown_server_in_time
+    NoSignalServer.serve = serve_until_engine_dies
     AsyncLLM.shutdown = shutdown_and_end_requests
     setattr(utils, _PATCHED, True)
