@@ -4,7 +4,9 @@
 Served: 0.32 and 0.33. Each patch says which releases it serves and when it can go.
 """
 
+import atexit
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_metal.log import get_logger
@@ -54,6 +56,7 @@ def apply_patches() -> None:
     _patch_scheduler()
     _patch_memory_pressure()
     _patch_shutdown()
+    _patch_sockets()
 
 
 def _patch_engine_args() -> None:
@@ -225,8 +228,8 @@ def _patch_shutdown() -> None:
 
     @functools.wraps(serve)
     async def serve_until_engine_dies(self: NoSignalServer, *args: Any, **kwargs: Any) -> None:
+        engine = getattr(self.config.app.state, "engine_client", None)  # gone at the end
         await serve(self, *args, **kwargs)  # cancelled by a signal
-        engine = getattr(self.config.app.state, "engine_client", None)
         if engine is not None and engine.errored and not engine.is_running:
             raise EngineDeadError
 
@@ -235,3 +238,30 @@ def _patch_shutdown() -> None:
     NoSignalServer.serve = serve_until_engine_dies
     AsyncLLM.shutdown = shutdown_and_end_requests
     setattr(utils, _PATCHED, True)
+
+
+def _patch_sockets() -> None:
+    """Serves 0.32 and 0.33. Goes when vLLM removes the files of its sockets.
+
+    Between server and engine, in the folder for temporary files: those of an engine that is killed
+    stay there.
+    """
+    from vllm.utils import network_utils
+    from vllm.v1 import utils
+    from vllm.v1.engine import utils as engine_utils
+
+    name = "get_open_zmq_ipc_path"
+    make_path = getattr(network_utils, name)
+    if hasattr(make_path, _PATCHED):
+        return
+
+    @functools.wraps(make_path)
+    def make_path_removed_at_exit() -> str:
+        path: str = make_path()
+        atexit.register(Path(path.removeprefix("ipc://")).unlink, missing_ok=True)
+        return path
+
+    setattr(make_path_removed_at_exit, _PATCHED, True)
+    for module in (network_utils, utils, engine_utils):
+        if hasattr(module, name):
+            setattr(module, name, make_path_removed_at_exit)
