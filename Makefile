@@ -3,7 +3,7 @@
 # is installed into .venv by scripts/setup_env.py.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-ops-full test-sanitizers fuzz lint format bench bench-peers stubs lock setup clean distclean
+.PHONY: help serve test test-fast test-ops-full test-faults test-sanitizers fuzz lint format bench bench-peers stubs lock setup clean distclean
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
@@ -46,6 +46,9 @@ test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batche
 	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels test_gpu
 	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_kernels --gtest_filter='*Table*'
 	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_gpu --gtest_filter='*Table*'
+
+test-faults: setup  ## servers in trouble in both modes, thousands of malformed requests, ten minutes
+	VLLM_METAL_TEST_FAULTS=full $(PY) -m pytest tests/e2e/test_faults.py tests/e2e/test_fault_processes.py
 
 test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hour
 	@scripts/test_sanitizers.sh asan tsan

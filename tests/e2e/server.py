@@ -63,7 +63,7 @@ class Server:
             }
             | self._variables
         )
-        with self.log.open("w") as log:
+        with self.log.open("a") as log:  # of all starts
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
@@ -82,9 +82,17 @@ class Server:
             time.sleep(0.5)
         raise AssertionError(f"The server did not start in {START_SECONDS} s:\n{self.tail()}")
 
-    def wait_for_exit(self) -> int:
-        """Return the exit code of a server that is expected to refuse to start."""
-        return self._process.wait(timeout=START_SECONDS)
+    def wait_for_exit(self, seconds: float = START_SECONDS) -> int:
+        """Return the exit code of a server that is expected to end by itself."""
+        return self._process.wait(timeout=seconds)
+
+    def engine(self) -> Any:
+        """Return the engine's process, as psutil has it."""
+        import psutil
+
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        (engine,) = [child for child in children if "EngineCore" in child.name()]
+        return engine
 
     def refusal(self) -> str:
         """Start a server that is expected to refuse to; returns what it said."""

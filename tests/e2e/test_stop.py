@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
-import psutil
 import pytest
 
 from tests.e2e.test_server import metrics, wait_until
@@ -27,6 +26,10 @@ def complete(server, prompt):
 def check_that_all_ended(server, code, children):
     assert code == 0, server.tail()
     assert children == []
+    check_port_is_free(server)
+
+
+def check_port_is_free(server):
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         sock.bind(("127.0.0.1", server.port))
@@ -66,9 +69,7 @@ def test_sigterm_with_an_engine_that_hangs(tiny_server):
         with pytest.raises(openai.InternalServerError, match="EngineCore"):
             complete(tiny_server, "w3 w4")
 
-    children = psutil.Process(tiny_server.pid).children(recursive=True)
-    (engine,) = [child for child in children if "EngineCore" in child.name()]
-    engine.suspend()
+    tiny_server.engine().suspend()
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         asked = [pool.submit(ask) for _ in range(NUM_CLIENTS)]
         time.sleep(2)  # they are with the engine, which cannot say so
