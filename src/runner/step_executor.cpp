@@ -41,7 +41,9 @@ void StepExecutor::load_weights(LoadCallbacks callbacks) {
   thread_.run([&] {
     if (model_ != nullptr) return;
     const size_t before = memory_use().active;
-    model_ = load_model(model_dir_, config_, dtype_, std::move(callbacks));
+    auto model = load_model(model_dir_, config_, dtype_, std::move(callbacks));
+    wait_for_streams();  // throws what a kernel threw
+    model_ = std::move(model);
     weight_bytes_ = memory_use().active - before;
     kv_cache_spec_ = model_->kv_cache_spec();
   });
