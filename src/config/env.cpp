@@ -45,9 +45,14 @@ constexpr std::array<Variable, 10> kVariables{{
     {"VLLM_METAL_MODELSCOPE_CACHE", "",
      "with ModelScope: a folder with a config.json is the model itself; any other path is the "
      "cache directory"},
-    {"VLLM_METAL_PREFIX_CACHE", "", "reuse shared prefixes of prompts; not in this release"},
+    {"VLLM_METAL_PREFIX_CACHE", "",
+     "`1`: prompts that begin alike are computed once, `0`: each is. Unset: `1` with vLLM's paged "
+     "KV "
+     "cache, else `0`. `--enable-prefix-caching` and `--no-enable-prefix-caching` come first"},
     {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05",
-     "share of memory for shared prefixes; not in this release"},
+     "with the MLX-managed cache: share of the memory that the device recommends to use at most, "
+     "or "
+     "has, for prefixes, in (0, 1]"},
 }};
 
 [[noreturn]] void refuse(const char* name, const std::string& value, const std::string& allowed) {
@@ -98,28 +103,17 @@ DeviceChoice read_device(const Environment::Lookup& lookup) {
   refuse("VLLM_MLX_DEVICE", *value, "gpu or cpu");
 }
 
-// A number in (0, 1].
+// A number in (0, 1]; none when it is unset or `word`, where there is one.
 std::optional<double> read_share(const Environment::Lookup& lookup, const char* name,
-                                 const char* word) {
+                                 const std::string& word = "") {
   auto value = value_of(lookup, name);
   if (!value || *value == word) return std::nullopt;
   std::istringstream stream(*value);
   stream.imbue(std::locale::classic());
   double number = 0;
   if (!(stream >> number) || !(stream >> std::ws).eof() || !(number > 0 && number <= 1))
-    refuse(name, *value, text(word, " or a number in (0, 1]"));
+    refuse(name, *value, text(word, word.empty() ? "" : " or ", "a number in (0, 1]"));
   return number;
-}
-
-// Features of later releases: their default is accepted, anything else stops the start.
-void refuse_absent_features(const Environment::Lookup& lookup) {
-  if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE_FRACTION"))
-    refuse("VLLM_METAL_PREFIX_CACHE_FRACTION", *value,
-           "unset in this release, which does not have it");
-  if (auto value = value_of(lookup, "VLLM_METAL_PREFIX_CACHE");
-      value && read_bool(lookup, "VLLM_METAL_PREFIX_CACHE", false))
-    refuse("VLLM_METAL_PREFIX_CACHE", *value,
-           "unset or 0 in this release, which has no prefix cache");
 }
 
 // vLLM reads it for itself, and takes `yes` and `on` for false.
@@ -136,7 +130,6 @@ const char* process_lookup(const char* name) { return std::getenv(name); }
 }  // namespace
 
 Environment Environment::read(const Lookup& lookup) {
-  refuse_absent_features(lookup);
   check_use_modelscope(lookup);
   Environment env;
   env.use_mlx = read_bool(lookup, "VLLM_METAL_USE_MLX", true);
@@ -146,6 +139,10 @@ Environment Environment::read(const Lookup& lookup) {
   env.paged_attention = read_bool(lookup, "VLLM_METAL_USE_PAGED_ATTENTION", false);
   env.debug = read_bool(lookup, "VLLM_METAL_DEBUG", false);
   env.memory_fraction = read_share(lookup, "VLLM_METAL_MEMORY_FRACTION", "auto");
+  if (value_of(lookup, "VLLM_METAL_PREFIX_CACHE"))
+    env.prefix_cache = read_bool(lookup, "VLLM_METAL_PREFIX_CACHE", false);
+  env.prefix_cache_fraction =
+      read_share(lookup, "VLLM_METAL_PREFIX_CACHE_FRACTION").value_or(env.prefix_cache_fraction);
   return env;
 }
 

@@ -20,11 +20,13 @@ struct Environment {
   bool paged_attention = false;           // VLLM_METAL_USE_PAGED_ATTENTION
   bool debug = false;                     // VLLM_METAL_DEBUG
   std::optional<double> memory_fraction;  // VLLM_METAL_MEMORY_FRACTION, in (0, 1]; none: auto
+  std::optional<bool> prefix_cache;       // VLLM_METAL_PREFIX_CACHE; none: vLLM's options decide
+  double prefix_cache_fraction = 0.05;    // VLLM_METAL_PREFIX_CACHE_FRACTION, in (0, 1]
 
   using Lookup = std::function<const char*(const char* name)>;
 
   // Reads all variables. Throws std::invalid_argument naming the variable, its value and what is
-  // allowed; also for a value whose feature this release does not have.
+  // allowed.
   static Environment read(const Lookup& lookup);
 };
 

@@ -70,8 +70,10 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
       {"VLLM_METAL_MEMORY_FRACTION", "AUTO ", "auto or a number in (0, 1]"},
       {"VLLM_METAL_USE_PAGED_ATTENTION", "2", "0 or 1"},
       {"VLLM_USE_MODELSCOPE", "yes", "True or False"},
-      {"VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"},
-      {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"},
+      {"VLLM_METAL_PREFIX_CACHE", "always", "0 or 1"},
+      {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0", "must be a number in (0, 1]"},
+      {"VLLM_METAL_PREFIX_CACHE_FRACTION", "1.5", "must be a number in (0, 1]"},
+      {"VLLM_METAL_PREFIX_CACHE_FRACTION", "auto", "must be a number in (0, 1]"},
   };
   for (const auto& [name, value, allowed] : cases) {
     try {
@@ -84,10 +86,17 @@ TEST(Environment, RefusesByNameValueAndWhatIsAllowed) {
   }
 }
 
-TEST(Environment, DefaultsOfAbsentFeaturesAreAccepted) {
-  EXPECT_NO_THROW(read({{"VLLM_METAL_MEMORY_FRACTION", "auto"},
-                        {"VLLM_USE_MODELSCOPE", "False"},
-                        {"VLLM_METAL_PREFIX_CACHE", "0"}}));
+TEST(Environment, ReadsThePrefixCache) {
+  EXPECT_FALSE(read({}).prefix_cache);
+  EXPECT_EQ(read({{"VLLM_METAL_PREFIX_CACHE", "1"}}).prefix_cache, true);
+  EXPECT_EQ(read({{"VLLM_METAL_PREFIX_CACHE", "off"}}).prefix_cache, false);
+  EXPECT_EQ(read({}).prefix_cache_fraction, 0.05);
+  EXPECT_EQ(read({{"VLLM_METAL_PREFIX_CACHE_FRACTION", "1"}}).prefix_cache_fraction, 1.0);
+  EXPECT_EQ(read({{"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.2"}}).prefix_cache_fraction, 0.2);
+}
+
+TEST(Environment, DefaultsAreAccepted) {
+  EXPECT_NO_THROW(read({{"VLLM_METAL_MEMORY_FRACTION", "auto"}, {"VLLM_USE_MODELSCOPE", "False"}}));
 }
 
 }  // namespace
