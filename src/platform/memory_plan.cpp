@@ -69,6 +69,7 @@ class Planner {
   Planner(const MemoryFacts& facts, const CacheShape& cache, const MemoryWishes& wishes)
       : facts_(facts), cache_(cache), wishes_(wishes) {
     check();
+    if (wishes_.prefix_cache) prefix_cache_ = prefix_cache_of(*wishes_.prefix_cache);
   }
 
   MemoryPlan plan() const {
@@ -102,6 +103,20 @@ class Planner {
           text("[memory] ", name, " must lie in (0, 1] but is ", number_text(*share), "."));
   }
 
+  uint64_t prefix_cache_of(double fraction) const {
+    check_share("VLLM_METAL_PREFIX_CACHE_FRACTION", wishes_.prefix_cache);
+    // Rows are numbered by 32 bits.
+    const uint64_t most = std::numeric_limits<int32_t>::max() /
+                          static_cast<uint64_t>(cache_.block_size) * cache_.block_bytes;
+    const uint64_t bytes = whole_blocks(std::min(share_of(facts_.working_set, fraction), most));
+    if (bytes == 0)
+      throw std::invalid_argument(
+          text("[memory] VLLM_METAL_PREFIX_CACHE_FRACTION=", number_text(fraction), " of ",
+               bytes_text(facts_.working_set), " must hold at least one block of ",
+               bytes_text(cache_.block_bytes), "."));
+    return bytes;
+  }
+
   // What this process can have without driving others out.
   uint64_t usable() const { return std::min(facts_.available, facts_.working_set); }
 
@@ -120,8 +135,10 @@ class Planner {
   MemoryPlan make(std::string basis, uint64_t kv_cache, uint64_t margin) const {
     MemoryPlan plan{.basis = std::move(basis), .facts = facts_, .cache = cache_};
     plan.kv_cache = whole_blocks(kv_cache);
+    plan.prefix_cache = prefix_cache_;
     plan.margin = margin;
-    plan.memory_limit = sum(facts_.model + facts_.activations + margin, plan.kv_cache);
+    plan.memory_limit =
+        sum(facts_.model + facts_.activations + margin + prefix_cache_, plan.kv_cache);
     plan.cache_limit = facts_.activations + margin;
     plan.wired_limit = std::min(plan.memory_limit, share_of(facts_.working_set, kWiredShare));
     return plan;
@@ -155,15 +172,16 @@ class Planner {
 
   // The largest cache whose plan fits.
   uint64_t most_with_overhead() const {
-    const uint64_t by_factor = less(share_of(usable(), 1 / kOverheadFactor), facts_.model);
-    const uint64_t by_parts = less(usable(), facts_.model + facts_.activations + kMinMargin);
+    const uint64_t most = less(usable(), prefix_cache_);
+    const uint64_t by_factor = less(share_of(most, 1 / kOverheadFactor), facts_.model);
+    const uint64_t by_parts = less(most, facts_.model + facts_.activations + kMinMargin);
     return std::min(by_factor, by_parts);
   }
 
   MemoryPlan of_share(const std::string& basis, uint64_t bytes) const {
     const uint64_t margin = margin_of(bytes);
-    const MemoryPlan plan =
-        make(basis, less(bytes, facts_.model + facts_.activations + margin), margin);
+    const MemoryPlan plan = make(
+        basis, less(bytes, facts_.model + facts_.activations + margin + prefix_cache_), margin);
     const uint64_t num_blocks = plan.kv_cache / cache_.block_bytes;
     if (num_blocks == 0 || (!wishes_.paged && num_blocks < kLeastBlocks)) refuse_share(plan, bytes);
     if (wishes_.paged && num_blocks < kLeastPagedBlocks)
@@ -203,9 +221,9 @@ class Planner {
   std::string figures(const MemoryPlan& plan) const {
     return text("model ", bytes_text(facts_.model), ", KV cache ", bytes_text(plan.kv_cache), " (",
                 plan.kv_cache / cache_.block_bytes, " blocks of ", cache_.block_size,
-                " tokens; max_model_len ", cache_.max_model_len, "), activations ",
-                bytes_text(facts_.activations), ", margin ", bytes_text(plan.margin), ", total ",
-                bytes_text(plan.memory_limit));
+                " tokens; max_model_len ", cache_.max_model_len, "), ", prefix_cache_text(),
+                "activations ", bytes_text(facts_.activations), ", margin ",
+                bytes_text(plan.margin), ", total ", bytes_text(plan.memory_limit));
   }
 
   [[noreturn]] void refuse(const MemoryPlan& plan) const {
@@ -213,7 +231,7 @@ class Planner {
         "[memory] ", plan.basis, " requires more memory than there is: ", figures(plan), "; ",
         usable_text(), " of ", bytes_text(facts_.total),
         ". Reduce --max-model-len (-1 takes the longest that fits) or --max-num-batched-tokens, ",
-        "use a smaller or quantised model, or close other programs."));
+        prefix_cache_advice(), "use a smaller or quantised model, or close other programs."));
   }
 
   [[noreturn]] void refuse_share(const MemoryPlan& plan, uint64_t bytes) const {
@@ -224,12 +242,20 @@ class Planner {
 
   std::string parts_of_share(const MemoryPlan& plan, uint64_t bytes) const {
     return text("Of ", bytes_text(bytes), " of ", bytes_text(facts_.total), " the model takes ",
-                bytes_text(facts_.model), ", activations ", bytes_text(facts_.activations),
-                " and the margin ", bytes_text(plan.margin), "; a block has ",
-                bytes_text(cache_.block_bytes), "; ", usable_text(), ". ",
+                bytes_text(facts_.model), ", ", prefix_cache_text(), "activations ",
+                bytes_text(facts_.activations), " and the margin ", bytes_text(plan.margin),
+                "; a block has ", bytes_text(cache_.block_bytes), "; ", usable_text(), ". ",
                 plan.basis == kAuto ? "Reduce" : text("Raise ", plan.basis, ", reduce"),
-                " --max-num-batched-tokens, use a smaller or quantised model, or close other ",
-                "programs.");
+                " --max-num-batched-tokens, ", prefix_cache_advice(),
+                "use a smaller or quantised model, or close other ", "programs.");
+  }
+
+  std::string prefix_cache_text() const {
+    return prefix_cache_ == 0 ? "" : text("prefix cache ", bytes_text(prefix_cache_), ", ");
+  }
+
+  std::string prefix_cache_advice() const {
+    return prefix_cache_ == 0 ? "" : "reduce VLLM_METAL_PREFIX_CACHE_FRACTION, ";
   }
 
   // What users of paged attention search for.
@@ -240,6 +266,7 @@ class Planner {
   MemoryFacts facts_;
   CacheShape cache_;
   MemoryWishes wishes_;
+  uint64_t prefix_cache_ = 0;
 };
 
 }  // namespace
@@ -257,12 +284,15 @@ std::string MemoryPlan::table() const {
     result += buffer.data();
     if (!note.empty()) result += "   " + note;
   };
-  const auto blocks = kv_cache / cache.block_bytes;
+  const auto blocks_text = [&](uint64_t bytes) {
+    const uint64_t blocks = bytes / cache.block_bytes;
+    return text(blocks, " blocks, ", blocks * static_cast<uint64_t>(cache.block_size), " tokens");
+  };
   line("device", facts.total, text(bytes_text(facts.available), " available before the model"));
   if (facts.working_set != facts.total) line("recommended", facts.working_set, "by the device");
   line("model", facts.model, "measured");
-  line("KV cache", kv_cache,
-       text(blocks, " blocks, ", blocks * static_cast<uint64_t>(cache.block_size), " tokens"));
+  line("KV cache", kv_cache, blocks_text(kv_cache));
+  if (prefix_cache > 0) line("prefix cache", prefix_cache, blocks_text(prefix_cache));
   line("activations", facts.activations, "of the largest step");
   line("margin", margin, "");
   line("total", memory_limit, "MLX's limit");

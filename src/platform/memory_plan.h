@@ -33,6 +33,9 @@ struct MemoryWishes {
   std::optional<double> fraction;          // VLLM_METAL_MEMORY_FRACTION, unless it is `auto`
   std::optional<double> utilization;       // --gpu-memory-utilization, if it was given
   bool paged;                              // which decides what `auto` means
+  // VLLM_METAL_PREFIX_CACHE_FRACTION of the working set for the prefix cache of the MLX-managed
+  // cache, where there is to be one. It comes out of a share, and on top of other sizes.
+  std::optional<double> prefix_cache = {};
 };
 
 // The result, in bytes.
@@ -40,8 +43,9 @@ struct MemoryPlan {
   std::string basis;  // what decided, as the user wrote it
   MemoryFacts facts;
   CacheShape cache;
-  uint64_t kv_cache = 0;  // whole blocks
-  uint64_t margin = 0;    // for what MLX keeps for reuse, and rounding
+  uint64_t kv_cache = 0;      // whole blocks
+  uint64_t prefix_cache = 0;  // likewise
+  uint64_t margin = 0;        // for what MLX keeps for reuse, and rounding
   // For MLX. `wired` is what may be kept from being paged out: less than the working set, since
   // wiring more has stopped Macs.
   uint64_t memory_limit = 0;

@@ -77,6 +77,61 @@ TEST(MemoryPlan, AutoNamesAllFiguresWhereTheyDoNotFit) {
     EXPECT_THAT(message, testing::HasSubstr(part));
 }
 
+TEST(MemoryPlan, ThePrefixCacheIsAShareOfWhatTheDeviceRecommends) {
+  const MemoryFacts facts = mac(16, 107 * kMiB);
+  const MemoryPlan without = plan_memory(facts, kSmol, {});
+  const MemoryPlan plan = plan_memory(facts, kSmol, {.prefix_cache = 0.05});
+  EXPECT_EQ(without.prefix_cache, 0u);
+  EXPECT_EQ(plan.prefix_cache, facts.working_set / 20 / kSmol.block_bytes * kSmol.block_bytes);
+  // `auto` has little else: it comes on top, and so with a size in bytes or blocks.
+  EXPECT_EQ(plan.kv_cache, without.kv_cache);
+  EXPECT_EQ(plan.memory_limit, without.memory_limit + plan.prefix_cache);
+  EXPECT_THAT(plan.table(),
+              testing::HasSubstr(text("prefix cache           546.0 MiB   ",
+                                      plan.prefix_cache / kSmol.block_bytes, " blocks, ")));
+  EXPECT_THAT(without.table(), testing::Not(testing::HasSubstr("prefix")));
+  const MemoryWishes bytes{.kv_cache_bytes = kGiB, .prefix_cache = 0.05};
+  EXPECT_EQ(plan_memory(facts, kSmol, bytes).kv_cache,
+            kGiB / kSmol.block_bytes * kSmol.block_bytes);
+}
+
+TEST(MemoryPlan, ThePrefixCacheComesOutOfAShare) {
+  const MemoryFacts facts = mac(16, 107 * kMiB);
+  for (MemoryWishes wishes : {MemoryWishes{.fraction = 0.5}, MemoryWishes{.utilization = 0.5}}) {
+    const MemoryPlan without = plan_memory(facts, kSmol, wishes);
+    wishes.prefix_cache = 0.25;
+    const MemoryPlan plan = plan_memory(facts, kSmol, wishes);
+    EXPECT_LE(plan.memory_limit, 8 * kGiB);
+    EXPECT_NEAR(static_cast<double>(plan.kv_cache + plan.prefix_cache),
+                static_cast<double>(without.kv_cache), static_cast<double>(kSmol.block_bytes));
+  }
+}
+
+TEST(MemoryPlan, AShorterSequenceLeavesRoomForThePrefixCache) {
+  CacheShape cache = kLlama8;
+  cache.shortens = true;
+  const MemoryPlan plan = plan_memory(mac(16, 5 * kGiB), cache, {.prefix_cache = 0.2});
+  EXPECT_GT(plan.kv_cache, 100 * cache.block_bytes);
+  EXPECT_LE(plan.memory_limit, mac(16, 0).working_set);
+}
+
+TEST(MemoryPlan, APrefixCacheThatDoesNotFitIsNamed) {
+  const MemoryFacts facts = mac(16, 107 * kMiB);
+  const std::string large = message_of_plan(facts, kSmol, {.prefix_cache = 1.0});
+  for (const char* part : {"requires more memory than there is", "prefix cache 10.67 GiB",
+                           "reduce VLLM_METAL_PREFIX_CACHE_FRACTION"})
+    EXPECT_THAT(large, testing::HasSubstr(part));
+  const std::string share = message_of_plan(facts, kSmol, {.fraction = 0.5, .prefix_cache = 0.9});
+  EXPECT_THAT(share, testing::HasSubstr("leaves nothing for the KV cache"));
+  EXPECT_THAT(share, testing::HasSubstr("prefix cache 9.60 GiB"));
+  EXPECT_THAT(
+      message_of_plan(facts, kLlama8, {.prefix_cache = 1e-4}),
+      testing::HasSubstr("VLLM_METAL_PREFIX_CACHE_FRACTION=0.0001 of 10.67 GiB must hold at "
+                         "least one block of 2.0 MiB"));
+  EXPECT_THAT(message_of_plan(facts, kSmol, {.prefix_cache = 1.5}),
+              testing::HasSubstr("VLLM_METAL_PREFIX_CACHE_FRACTION must lie in (0, 1] but is 1.5"));
+}
+
 TEST(MemoryPlan, AShorterSequenceWillDoWhenAllowed) {
   CacheShape cache = kLlama8;
   cache.shortens = true;
