@@ -46,6 +46,11 @@ int64_t ContiguousKVCache::reserved_tokens() const {
                          });
 }
 
+int64_t ContiguousKVCache::num_tokens(RequestKey key) const {
+  const auto found = ranges_.find(key);
+  return found == ranges_.end() ? 0 : found->second.num_tokens;
+}
+
 void ContiguousKVCache::reserve(RequestKey key, int64_t num_tokens) {
   auto found = ranges_.find(key);
   const int64_t held = found == ranges_.end() ? 0 : whole_blocks(found->second.num_tokens);

@@ -38,6 +38,8 @@ class ContiguousKVCache final : public KVCache {
 
   // Row of the request's first token. Changes when any request is reserved for.
   int32_t first_row(RequestKey key) const { return ranges_.at(key).start; }
+  // Tokens that it has room for in use; 0 for an unknown request.
+  int64_t num_tokens(RequestKey key) const;
 
   KVView view(int layer, const BatchLayout& layout) override;
 
