@@ -153,6 +153,14 @@ std::vector<RequestKey> InputBatch::update(const StepInput& input) {
   return changes.apply();
 }
 
+std::vector<CachedBlocks> InputBatch::cached_blocks(const std::vector<PrefixBlocks>& blocks) const {
+  std::vector<CachedBlocks> result;
+  result.reserve(blocks.size());
+  for (const auto& [id, first_block, of_request] : blocks)
+    result.push_back({find(id)->key, first_block, of_request});
+  return result;
+}
+
 Batch InputBatch::pack(const StepInput& input) const {
   Batch batch{std::make_shared<PackedStep>(), {}};
   PackedStep& step = *batch.step;

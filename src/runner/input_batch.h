@@ -57,6 +57,9 @@ class InputBatch {
   // Throws std::invalid_argument when a request is unknown or its tokens do not reach that far.
   Batch pack(const StepInput& input) const;
 
+  // Throws std::invalid_argument for an unknown request.
+  std::vector<CachedBlocks> cached_blocks(const std::vector<PrefixBlocks>& blocks) const;
+
   size_t size() const { return requests_.size(); }
   // Of the paged KV cache. Throws std::invalid_argument for an unknown request.
   const std::vector<int32_t>& block_ids(const std::string& id) const { return find(id)->block_ids; }

@@ -98,9 +98,12 @@ size_t ModelRunner::measure_activations(int num_tokens, int num_requests) {
   return peak > used ? peak - used : 0;
 }
 
-void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size) {
-  executor_.initialize_kv_cache(num_tokens, block_size);
+void ModelRunner::initialize_kv_cache(int64_t num_tokens, int block_size,
+                                      int64_t num_prefix_cache_blocks) {
+  executor_.initialize_kv_cache(num_tokens, block_size, num_prefix_cache_blocks);
   has_kv_cache_ = true;
+  num_prefix_cache_blocks_ = num_prefix_cache_blocks;
+  block_size_ = block_size;
 }
 
 void ModelRunner::initialize_paged_kv_cache(int64_t num_blocks, int block_size) {
@@ -125,21 +128,53 @@ void ModelRunner::launch(const StepInput& input) {
     throw std::invalid_argument("[runner] initialize_kv_cache must be called before a step.");
   launched_.reset();
   collect(1);
+  check_prefix_cache(input);
+  PrefixCacheStep prefix_cache{
+      .clear = input.prefix_cache.clear,
+      .saves_of_ended = batch_.cached_blocks(input.prefix_cache.saves_of_ended)};
   auto released = batch_.update(input);
   if (input.scheduled.empty()) {
-    executor_.launch(std::move(released), nullptr);
+    executor_.launch(std::move(released), nullptr, std::move(prefix_cache));
     return;
   }
   Launched launched{{}, {}, DrawTask::Clock::now()};
   try {
-    launched.batch = batch_.pack(input);
+    launched.batch = batch_.pack(input);  // which knows all that is scheduled
   } catch (...) {
-    executor_.launch(std::move(released), nullptr);
+    executor_.launch(std::move(released), nullptr, std::move(prefix_cache));
     throw;
   }
+  prefix_cache.loads = batch_.cached_blocks(input.prefix_cache.loads);
+  prefix_cache.saves_of_scheduled = batch_.cached_blocks(input.prefix_cache.saves_of_scheduled);
   for (const auto& scheduled : input.scheduled) launched.ids.push_back(scheduled.id);
-  executor_.launch(std::move(released), launched.batch.step);
+  executor_.launch(std::move(released), launched.batch.step, std::move(prefix_cache));
   launched_ = std::move(launched);
+}
+
+void ModelRunner::check_prefix_cache(const StepInput& input) const {
+  const PrefixCacheInput& prefix_cache = input.prefix_cache;
+  const bool is_used = prefix_cache.clear || !prefix_cache.saves_of_ended.empty() ||
+                       !prefix_cache.loads.empty() || !prefix_cache.saves_of_scheduled.empty();
+  if (is_used && num_prefix_cache_blocks_ == 0)
+    throw std::invalid_argument("[runner] there is no prefix cache.");
+  std::unordered_map<std::string, const ScheduledRequest*> scheduled;
+  if (!prefix_cache.loads.empty() || !prefix_cache.saves_of_scheduled.empty())
+    for (const auto& request : input.scheduled) scheduled[request.id] = &request;
+  const auto check = [&](const PrefixBlocks& blocks, bool is_load) {
+    const auto found = scheduled.find(blocks.id);
+    const int64_t tokens =
+        (blocks.first_block + static_cast<int64_t>(blocks.blocks.size())) * block_size_;
+    if (found == scheduled.end())
+      throw std::invalid_argument(
+          text("[runner] request '", blocks.id, "' has cached blocks but is not scheduled."));
+    const int64_t computed = found->second->num_computed_tokens;
+    if (is_load ? tokens != computed || blocks.first_block != 0
+                : tokens > computed + found->second->num_scheduled_tokens)
+      throw std::invalid_argument(text("[runner] request '", blocks.id, "' has ", computed,
+                                       " computed tokens but cached blocks up to ", tokens, "."));
+  };
+  for (const auto& load : prefix_cache.loads) check(load, true);
+  for (const auto& save : prefix_cache.saves_of_scheduled) check(save, false);
 }
 
 mx::array ModelRunner::logits() {

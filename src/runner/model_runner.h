@@ -45,8 +45,8 @@ class ModelRunner {
   size_t measure_activations(int num_tokens, int num_requests);
 
   // Must be called once before the first step. `num_tokens` is what the scheduler may keep in the
-  // cache, in blocks of `block_size`.
-  void initialize_kv_cache(int64_t num_tokens, int block_size);
+  // cache, in blocks of `block_size`; a prefix cache has as many blocks of that size.
+  void initialize_kv_cache(int64_t num_tokens, int block_size, int64_t num_prefix_cache_blocks = 0);
   // The same for the paged cache, whose blocks the scheduler hands out. `block_size` is one of
   // PagedKVCache::kBlockSizes.
   void initialize_paged_kv_cache(int64_t num_blocks, int block_size);
@@ -72,7 +72,8 @@ class ModelRunner {
   // the two every step fails.
   void unload_weights();
   void load_weights(LoadCallbacks callbacks = {}) { executor_.load_weights(std::move(callbacks)); }
-  // Frees the memory of the KV cache. The requests that live then have to be preempted, or end.
+  // Frees the memory of the KV cache and of the prefix cache, which then holds nothing. The
+  // requests that live have to be preempted, or end.
   void discard_kv_cache();
 
   // Waits for all steps.
@@ -83,6 +84,7 @@ class ModelRunner {
   // Memory of the weights, bytes.
   size_t weight_bytes() const { return executor_.weight_bytes(); }
   size_t kv_cache_bytes() { return executor_.kv_cache_bytes(); }
+  size_t prefix_cache_bytes() { return executor_.prefix_cache_bytes(); }
   // Graph nodes that the last forward pass evaluated, if counted, which takes time.
   void count_nodes(bool enabled) { executor_.count_nodes(enabled); }
   size_t last_step_nodes() { return executor_.last_step_nodes(); }
@@ -112,6 +114,7 @@ class ModelRunner {
   };
 
   std::shared_ptr<DrawTask> make_task(const Launched& launched, const DrawInput& input) const;
+  void check_prefix_cache(const StepInput& input) const;
   // Takes over the tokens of all steps but the last `keep`, waiting for them, and of those that
   // are done.
   void collect(size_t keep);
@@ -121,6 +124,8 @@ class ModelRunner {
   std::shared_ptr<const SamplerConfig> sampler_config_;
   StepExecutor executor_;
   bool has_kv_cache_ = false;
+  int64_t num_prefix_cache_blocks_ = 0;
+  int block_size_ = 0;
   InputBatch batch_;
   std::optional<Launched> launched_;
   std::deque<InFlight> in_flight_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cache/kv_cache.h"
+#include "cache/prefix_cache.h"
 #include "sampling/prompt_logprobs.h"
 
 namespace vllm_metal {
@@ -31,6 +32,14 @@ struct PackedStep {
   std::vector<int32_t> request_lens;  // [num_requests] known tokens
   std::vector<int32_t> sample_rows;   // [num_samples] row of a request's last token
   std::vector<PromptRows> prompt_rows;
+};
+
+// What the prefix cache does around a step, in this order.
+struct PrefixCacheStep {
+  bool clear = false;
+  std::vector<CachedBlocks> saves_of_ended;      // before their requests are released
+  std::vector<CachedBlocks> loads;               // once the cache has made room
+  std::vector<CachedBlocks> saves_of_scheduled;  // once the step is computed
 };
 
 }  // namespace vllm_metal

@@ -41,6 +41,23 @@ struct ScheduledRequest {
   int32_t num_scheduled_tokens;  // to compute now, at least 1
 };
 
+// Blocks of a request's tokens, and where the prefix cache of the MLX-managed KV cache has them.
+struct PrefixBlocks {
+  std::string id;
+  int32_t first_block = 0;      // of the request: the one that blocks[0] has
+  std::vector<int32_t> blocks;  // of the prefix cache
+};
+
+// What the prefix cache does in a step, in this order. The caller decides what lies where, see
+// PrefixIndex.
+struct PrefixCacheInput {
+  bool clear = false;                        // forgets all and gives its memory back
+  std::vector<PrefixBlocks> saves_of_ended;  // of requests that are finished or preempted
+  // For requests that are scheduled from there on: their first blocks, as many as are computed.
+  std::vector<PrefixBlocks> loads;
+  std::vector<PrefixBlocks> saves_of_scheduled;  // among what the step computes, or before
+};
+
 struct StepInput {
   std::vector<std::string> finished;     // forgotten first: their ids may be used again
   std::vector<NewRequest> new_requests;  // replace what is known under their id
@@ -50,6 +67,7 @@ struct StepInput {
   std::vector<ScheduledRequest> scheduled;
   std::vector<BlockUpdate> blocks;
   std::vector<BlockCopy> block_copies;  // to be made before the step is computed
+  PrefixCacheInput prefix_cache;
 };
 
 // What the tokens of a launched step are drawn by, besides the requests' own parameters.

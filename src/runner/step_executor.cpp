@@ -64,6 +64,7 @@ void StepExecutor::discard_kv_cache() {
     launched_.reset();
     wait_for_streams();
     if (cache_) cache_->clear();
+    if (prefix_cache_) prefix_cache_->clear();
     return_unused_memory();
   });
 }
@@ -73,6 +74,7 @@ StepExecutor::~StepExecutor() {
     launched_.reset();
     last_tokens_.reset();
     last_logits_.reset();
+    prefix_cache_.reset();
     cache_.reset();
     model_.reset();
     try {
@@ -83,9 +85,16 @@ StepExecutor::~StepExecutor() {
   });
 }
 
-void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size) {
+void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size,
+                                       int64_t num_prefix_cache_blocks) {
   thread_.run([&] {
-    cache_ = std::make_unique<ContiguousKVCache>(*kv_cache_spec_, num_tokens, block_size);
+    auto cache = std::make_unique<ContiguousKVCache>(*kv_cache_spec_, num_tokens, block_size);
+    prefix_cache_.reset();
+    if (num_prefix_cache_blocks != 0)
+      prefix_cache_ =
+          std::make_unique<PrefixCache>(*kv_cache_spec_, num_prefix_cache_blocks, block_size);
+    contiguous_cache_ = cache.get();
+    cache_ = std::move(cache);
   });
 }
 
@@ -104,14 +113,22 @@ size_t StepExecutor::kv_cache_bytes() {
   return thread_.run([this] { return cache_ ? cache_->nbytes() : size_t{0}; });
 }
 
-void StepExecutor::launch(std::vector<RequestKey> released,
-                          std::shared_ptr<const PackedStep> step) {
-  thread_.post([this, released = std::move(released), step = std::move(step)] {
+size_t StepExecutor::prefix_cache_bytes() {
+  return thread_.run([this] { return prefix_cache_ ? prefix_cache_->nbytes() : size_t{0}; });
+}
+
+void StepExecutor::launch(std::vector<RequestKey> released, std::shared_ptr<const PackedStep> step,
+                          PrefixCacheStep prefix_cache) {
+  thread_.post([this, released = std::move(released), step = std::move(step),
+                prefix = std::move(prefix_cache)] {
     launched_.reset();
     launch_error_ = nullptr;
     try {
+      if (prefix.clear) clear_prefix_cache();
+      save_prefixes(prefix.saves_of_ended);
       if (!released.empty()) release(released);
-      if (step != nullptr) launched_ = forward(*step);
+      if (step != nullptr) launched_ = forward(*step, prefix.loads);
+      save_prefixes(prefix.saves_of_scheduled);
     } catch (...) {
       launch_error_ = std::current_exception();
     }
@@ -178,9 +195,28 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
   if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
 }
 
-StepExecutor::Launched StepExecutor::forward(const PackedStep& step) {
+void StepExecutor::clear_prefix_cache() {
+  if (prefix_cache_ == nullptr) return;
+  wait_for_streams();  // those who copy hold the memory
+  prefix_cache_->clear();
+  return_unused_memory();
+}
+
+// Evaluated by itself: in one evaluation with the next step, that step's writes would not wait for
+// the copies, since MLX orders by what depends on what.
+void StepExecutor::save_prefixes(const std::vector<CachedBlocks>& blocks) {
+  if (blocks.empty()) return;
+  prefix_cache_->save(*contiguous_cache_, blocks);
+  const std::vector<mx::array> pools = prefix_cache_->arrays();
+  if (count_nodes_) last_step_nodes_ += graph_size(pools);
+  mx::async_eval(pools);
+}
+
+StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
+                                             const std::vector<CachedBlocks>& loads) {
   if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
   const BatchLayout layout = cache_->prepare(step.cache);
+  if (!loads.empty()) prefix_cache_->load(*contiguous_cache_, loads);
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
   const mx::array hidden = model_->forward(input_ids(step), context);
   const bool has_samples = !step.sample_rows.empty();

@@ -36,15 +36,18 @@ class StepExecutor {
 
   KVCacheSpec kv_cache_spec() const { return *kv_cache_spec_; }
   size_t weight_bytes() const { return weight_bytes_; }
-  // One of the two, once.
-  void initialize_kv_cache(int64_t num_tokens, int block_size);
+  // One of the two, once. Without blocks there is no prefix cache.
+  void initialize_kv_cache(int64_t num_tokens, int block_size, int64_t num_prefix_cache_blocks);
   void initialize_paged_kv_cache(int64_t num_blocks, int block_size);
   void check_invariants(bool enabled);
   size_t kv_cache_bytes();
+  size_t prefix_cache_bytes();
 
-  // Gives back the cache of `released`, then starts the forward pass of `step`, if any. Returns at
-  // once; what goes wrong is thrown by logits() and by the output of draw().
-  void launch(std::vector<RequestKey> released, std::shared_ptr<const PackedStep> step);
+  // Gives back the cache of `released`, then starts the forward pass of `step`, if any, with the
+  // prefix cache's part before and after. Returns at once; what goes wrong is thrown by logits()
+  // and by the output of draw().
+  void launch(std::vector<RequestKey> released, std::shared_ptr<const PackedStep> step,
+              PrefixCacheStep prefix_cache = {});
   // Logits of the launched step's samples, float32 [num_samples, vocab_size], row contiguous,
   // waiting for them.
   mx::array logits();
@@ -70,7 +73,9 @@ class StepExecutor {
   };
 
   void release(const std::vector<RequestKey>& keys);
-  Launched forward(const PackedStep& step);
+  void clear_prefix_cache();
+  void save_prefixes(const std::vector<CachedBlocks>& blocks);
+  Launched forward(const PackedStep& step, const std::vector<CachedBlocks>& loads);
   mx::array input_ids(const PackedStep& step) const;
   mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
   std::vector<mx::array> score_prompts(const mx::array& hidden, const PackedStep& step) const;
@@ -83,6 +88,8 @@ class StepExecutor {
   size_t weight_bytes_ = 0;
   std::optional<KVCacheSpec> kv_cache_spec_;
   std::unique_ptr<KVCache> cache_;
+  ContiguousKVCache* contiguous_cache_ = nullptr;  // cache_, while there is a prefix cache
+  std::unique_ptr<PrefixCache> prefix_cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
