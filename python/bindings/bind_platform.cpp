@@ -45,15 +45,18 @@ nb::dict device_info() {
 MemoryPlan plan_memory_of(uint64_t total, uint64_t available, uint64_t working_set, uint64_t model,
                           uint64_t activations, uint64_t block_bytes, int block_size,
                           int64_t max_model_len, bool shortens, std::optional<uint64_t> num_blocks,
-                          std::optional<uint64_t> kv_cache_bytes,
-                          std::optional<double> utilization) {
+                          std::optional<uint64_t> kv_cache_bytes, std::optional<double> utilization,
+                          bool prefix_cache) {
+  std::optional<double> prefix_cache_fraction;
+  if (prefix_cache) prefix_cache_fraction = environment().prefix_cache_fraction;
   return plan_memory({total, available, working_set, model, activations},
                      {block_bytes, block_size, max_model_len, shortens},
                      {.num_blocks = num_blocks,
                       .kv_cache_bytes = kv_cache_bytes,
                       .fraction = environment().memory_fraction,
                       .utilization = utilization,
-                      .paged = environment().paged_attention});
+                      .paged = environment().paged_attention,
+                      .prefix_cache = prefix_cache_fraction});
 }
 
 void set_python_log_sink(nb::object callback) {
@@ -88,6 +91,7 @@ void bind_platform(nb::module_& module) {
                          "How memory is divided between model, activations and KV cache, in bytes.")
       .def_ro("basis", &MemoryPlan::basis, "The option or variable that decided.")
       .def_ro("kv_cache", &MemoryPlan::kv_cache)
+      .def_ro("prefix_cache", &MemoryPlan::prefix_cache)
       .def_ro("margin", &MemoryPlan::margin)
       .def_ro("memory_limit", &MemoryPlan::memory_limit, "Of all of it.")
       .def_ro("cache_limit", &MemoryPlan::cache_limit, "Of what MLX keeps for reuse.")
@@ -97,9 +101,11 @@ void bind_platform(nb::module_& module) {
              "working_set"_a, "model"_a, "activations"_a, "block_bytes"_a, "block_size"_a,
              "max_model_len"_a, "shortens"_a = false, "num_blocks"_a = nb::none(),
              "kv_cache_bytes"_a = nb::none(), "utilization"_a = nb::none(),
+             "prefix_cache"_a = false,
              "Divide memory by what is asked for, the first that is given: num_blocks, "
              "kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one "
-             "sequence needs, which may be cut if it `shortens`. ValueError names a wish that "
+             "sequence needs, which may be cut if it `shortens`. A prefix_cache gets "
+             "VLLM_METAL_PREFIX_CACHE_FRACTION of the working set. ValueError names a wish that "
              "cannot be, RuntimeError all figures where the memory does not suffice.");
   module.def(
       "capture_metal",

@@ -90,7 +90,8 @@ std::vector<NewRequest> to_requests(Requests tuples) {
 }
 
 StepInput to_step_input(Ids finished, Ids preempted, Requests new_requests, Requests sessions,
-                        Updates updates, Scheduled scheduled, Blocks blocks, const Copies& copies) {
+                        Updates updates, Scheduled scheduled, Blocks blocks, const Copies& copies,
+                        PrefixCacheInput prefix_cache) {
   StepInput input{.finished = std::move(finished),
                   .new_requests = to_requests(std::move(new_requests)),
                   .sessions = to_requests(std::move(sessions)),
@@ -98,7 +99,8 @@ StepInput to_step_input(Ids finished, Ids preempted, Requests new_requests, Requ
                   .preempted = std::move(preempted),
                   .scheduled = {},
                   .blocks = {},
-                  .block_copies = {}};
+                  .block_copies = {},
+                  .prefix_cache = std::move(prefix_cache)};
   for (auto& [id, token_ids] : updates)
     input.updates.push_back({std::move(id), std::move(token_ids)});
   for (auto& [id, computed, count] : scheduled)
@@ -113,11 +115,12 @@ StepInput to_step_input(Ids finished, Ids preempted, Requests new_requests, Requ
 template <auto run>
 auto with_step_input(ModelRunner& runner, Ids finished, Ids preempted, Requests new_requests,
                      Requests sessions, Updates updates, Scheduled scheduled, Blocks blocks,
-                     const Copies& block_copies) {
+                     const Copies& block_copies, std::optional<PrefixCacheInput> prefix_cache) {
   nb::gil_scoped_release release;
   return (runner.*run)(to_step_input(
       std::move(finished), std::move(preempted), std::move(new_requests), std::move(sessions),
-      std::move(updates), std::move(scheduled), std::move(blocks), block_copies));
+      std::move(updates), std::move(scheduled), std::move(blocks), block_copies,
+      std::move(prefix_cache).value_or(PrefixCacheInput{})));
 }
 
 // Binds a method that takes a StepInput.
@@ -126,7 +129,7 @@ void def_step(nb::class_<ModelRunner>& runner, const char* name, const char* doc
   runner.def(name, &with_step_input<run>, nb::kw_only(), "finished"_a = Ids(),
              "preempted"_a = Ids(), "new_requests"_a = Requests(), "sessions"_a = Requests(),
              "updates"_a = Updates(), "scheduled"_a = Scheduled(), "blocks"_a = Blocks(),
-             "block_copies"_a = Copies(), documentation);
+             "block_copies"_a = Copies(), "prefix_cache"_a = nb::none(), documentation);
 }
 
 PendingOutput draw(ModelRunner& runner, std::vector<std::string> grammar_ids,
@@ -264,6 +267,7 @@ void bind_runner(nb::module_& module) {
       .def_prop_ro("vocab_size", [](const ModelRunner& self) { return self.config().vocab_size; })
       .def_prop_ro("weight_bytes", &ModelRunner::weight_bytes)
       .def_prop_ro("kv_cache_bytes", &ModelRunner::kv_cache_bytes)
+      .def_prop_ro("prefix_cache_bytes", &ModelRunner::prefix_cache_bytes)
       .def_prop_ro("last_step_nodes", &ModelRunner::last_step_nodes,
                    "Graph nodes of the last step, if counted.")
       .def("keep_logits", &ModelRunner::keep_logits, "enabled"_a)
@@ -276,7 +280,9 @@ void bind_runner(nb::module_& module) {
            "Run a step of that size on a cache of its own; returns the bytes in use besides "
            "weights and cache. Before initialize_kv_cache.")
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
-           "Set how many tokens live requests may keep, in blocks of block_size.")
+           "num_prefix_cache_blocks"_a = 0,
+           "Set how many tokens live requests may keep, in blocks of block_size, and of how many "
+           "of those a prefix cache is made.")
       .def("initialize_paged_kv_cache", &ModelRunner::initialize_paged_kv_cache, "num_blocks"_a,
            "block_size"_a, "Make a pool of blocks that the caller hands out; see `launch`.")
       .def("block_ids", &ModelRunner::block_ids, "request_id"_a,
@@ -290,7 +296,8 @@ void bind_runner(nb::module_& module) {
            "Load them again from their files; raises what the constructor raises.")
       .def("discard_kv_cache", &ModelRunner::discard_kv_cache,
            nb::call_guard<nb::gil_scoped_release>(),
-           "Free the KV cache's memory; live requests must be preempted or end.")
+           "Free the memory of the KV cache and of the prefix cache, which then holds nothing; "
+           "live requests must be preempted or end.")
       .def("draw", &draw, nb::kw_only(), "grammar_ids"_a = Ids(), "bitmask"_a = nb::none(),
            "given"_a = std::vector<std::tuple<size_t, int32_t>>(),
            "Have the tokens of the launched step drawn, without waiting for them.\n\n"
@@ -309,7 +316,7 @@ void bind_runner(nb::module_& module) {
       "output, SamplingParams). sessions: likewise, of requests that keep their cache and have "
       "more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, "
       "num_scheduled_tokens). Of the paged KV cache: blocks (id, block ids, whether they replace "
-      "those before) and block_copies (source, target).");
+      "those before) and block_copies (source, target). Of the other: prefix_cache.");
   def_step<&ModelRunner::step>(runner, "step", "Launch a step, draw, and wait for its output.");
   module.def(
       "memory_stats",

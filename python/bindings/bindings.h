@@ -9,6 +9,7 @@ namespace vllm_metal {
 void bind_platform(nanobind::module_& module);
 void bind_files(nanobind::module_& module);
 void bind_interop(nanobind::module_& module);
+void bind_prefix_cache(nanobind::module_& module);
 void bind_runner(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
 

@@ -11,5 +11,6 @@ NB_MODULE(_core, module) {
   vllm_metal::bind_files(module);
   vllm_metal::bind_interop(module);
   vllm_metal::bind_sampling(module);
+  vllm_metal::bind_prefix_cache(module);
   vllm_metal::bind_runner(module);
 }

@@ -40,6 +40,9 @@ class MemoryPlan:
     def kv_cache(self) -> int: ...
 
     @property
+    def prefix_cache(self) -> int: ...
+
+    @property
     def margin(self) -> int: ...
 
     @property
@@ -57,9 +60,9 @@ class MemoryPlan:
     def table(self) -> str:
         """Some lines for the log."""
 
-def plan_memory(*, total: int, available: int, working_set: int, model: int, activations: int, block_bytes: int, block_size: int, max_model_len: int, shortens: bool = False, num_blocks: int | None = None, kv_cache_bytes: int | None = None, utilization: float | None = None) -> MemoryPlan:
+def plan_memory(*, total: int, available: int, working_set: int, model: int, activations: int, block_bytes: int, block_size: int, max_model_len: int, shortens: bool = False, num_blocks: int | None = None, kv_cache_bytes: int | None = None, utilization: float | None = None, prefix_cache: bool = False) -> MemoryPlan:
     """
-    Divide memory by what is asked for, the first that is given: num_blocks, kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one sequence needs, which may be cut if it `shortens`. ValueError names a wish that cannot be, RuntimeError all figures where the memory does not suffice.
+    Divide memory by what is asked for, the first that is given: num_blocks, kv_cache_bytes, VLLM_METAL_MEMORY_FRACTION, utilization; else as little as one sequence needs, which may be cut if it `shortens`. A prefix_cache gets VLLM_METAL_PREFIX_CACHE_FRACTION of the working set. ValueError names a wish that cannot be, RuntimeError all figures where the memory does not suffice.
     """
 
 def capture_metal(path: str | None) -> None:
@@ -225,6 +228,42 @@ def sample(config: SamplerConfig, logits: Annotated[NDArray[numpy.float32], dict
     Returns (token_ids int32 [n], logprobs): -1 where no token could be drawn; None or (token_ids [n, k], scores [n, k], ranks [n]), column 0 the drawn token.
     """
 
+class PrefixIndex:
+    """
+    Which blocks of tokens the prefix cache of one loaded model holds, and where. The hashes of a prompt's blocks are a chain: each depends on all before it.
+    """
+
+    def __init__(self, num_blocks: int) -> None: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def __len__(self) -> int:
+        """Blocks held."""
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """Places of the longest beginning of the chain that is held."""
+
+    def save(self, hashes: Sequence[bytes]) -> tuple[int, list[int]]:
+        """
+        Take the chain in. Returns how many of its blocks were held, and places for those after them, as far as there is room.
+        """
+
+    def begin_step(self) -> None:
+        """
+        What is matched or saved between two calls keeps its place until the second.
+        """
+
+    def clear(self) -> None: ...
+
+class PrefixCacheInput:
+    """What the prefix cache does in a step; see `ModelRunner.launch`."""
+
+    def __init__(self, *, clear: bool = False, saves_of_ended: Sequence[tuple[str, int, Sequence[int]]] = [], loads: Sequence[tuple[str, int, Sequence[int]]] = [], saves_of_scheduled: Sequence[tuple[str, int, Sequence[int]]] = []) -> None:
+        """
+        In this order: clear forgets all and frees the memory; saves_of_ended are of requests that are finished or preempted; loads of scheduled ones, whose computed tokens they are; saves_of_scheduled of what is computed once the step is. Each (request id, index of the first of its blocks, blocks of the prefix cache).
+        """
+
 class StepOutput:
     """What a step drew."""
 
@@ -302,6 +341,9 @@ class ModelRunner:
     def kv_cache_bytes(self) -> int: ...
 
     @property
+    def prefix_cache_bytes(self) -> int: ...
+
+    @property
     def last_step_nodes(self) -> int:
         """Graph nodes of the last step, if counted."""
 
@@ -320,8 +362,10 @@ class ModelRunner:
         Run a step of that size on a cache of its own; returns the bytes in use besides weights and cache. Before initialize_kv_cache.
         """
 
-    def initialize_kv_cache(self, num_tokens: int, block_size: int) -> None:
-        """Set how many tokens live requests may keep, in blocks of block_size."""
+    def initialize_kv_cache(self, num_tokens: int, block_size: int, num_prefix_cache_blocks: int = 0) -> None:
+        """
+        Set how many tokens live requests may keep, in blocks of block_size, and of how many of those a prefix cache is made.
+        """
 
     def initialize_paged_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Make a pool of blocks that the caller hands out; see `launch`."""
@@ -341,7 +385,9 @@ class ModelRunner:
         """Load them again from their files; raises what the constructor raises."""
 
     def discard_kv_cache(self) -> None:
-        """Free the KV cache's memory; live requests must be preempted or end."""
+        """
+        Free the memory of the KV cache and of the prefix cache, which then holds nothing; live requests must be preempted or end.
+        """
 
     def draw(self, *, grammar_ids: Sequence[str] = [], bitmask: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, given: Sequence[tuple[int, int]] = []) -> PendingOutput:
         """
@@ -361,14 +407,14 @@ class ModelRunner:
         Indexes of the scheduled requests that the launched step draws tokens of.
         """
 
-    def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = []) -> None:
+    def launch(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = [], prefix_cache: PrefixCacheInput | None = None) -> None:
         """
         Start the forward pass of a step without waiting for it.
 
-        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). sessions: likewise, of requests that keep their cache and have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens). Of the paged KV cache: blocks (id, block ids, whether they replace those before) and block_copies (source, target).
+        finished, preempted: request ids. new_requests: (id, token_ids, how many of them are output, SamplingParams). sessions: likewise, of requests that keep their cache and have more input. updates: (id, all token_ids). scheduled: (id, num_computed_tokens, num_scheduled_tokens). Of the paged KV cache: blocks (id, block ids, whether they replace those before) and block_copies (source, target). Of the other: prefix_cache.
         """
 
-    def step(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = []) -> StepOutput:
+    def step(self, *, finished: Sequence[str] = [], preempted: Sequence[str] = [], new_requests: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], sessions: Sequence[tuple[str, Sequence[int], int, SamplingParams]] = [], updates: Sequence[tuple[str, Sequence[int]]] = [], scheduled: Sequence[tuple[str, int, int]] = [], blocks: Sequence[tuple[str, Sequence[int], bool]] = [], block_copies: Sequence[tuple[int, int]] = [], prefix_cache: PrefixCacheInput | None = None) -> StepOutput:
         """Launch a step, draw, and wait for its output."""
 
 def memory_stats() -> dict:
