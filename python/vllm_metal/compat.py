@@ -63,8 +63,7 @@ def _patch_engine_args() -> None:
     """Serves 0.32 and 0.33. Goes when platforms can set defaults of engine arguments.
 
     Prefix caching: vLLM turns it on by itself, and once it has, nothing tells that from a user's
-    wish. Only the engine arguments know, so they refuse the wish and change the default where the
-    KV cache has no blocks that could be reused.
+    wish. Only the engine arguments know.
 
     Names of models: with ModelScope, and offline, they become folders before vLLM looks for the
     files one by one, each in a cache of its own. What a hub answers is told in one message.
@@ -79,7 +78,7 @@ def _patch_engine_args() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    from vllm_metal import envs, hub, hub_errors
+    from vllm_metal import hub, hub_errors, prefix_cache_settings
 
     if hasattr(EngineArgs, _PATCHED):
         return
@@ -87,13 +86,7 @@ def _patch_engine_args() -> None:
 
     @functools.wraps(create_engine_config)
     def prepare_and_create(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
-        if not envs.paged_attention():
-            if self.enable_prefix_caching:
-                raise ValueError(
-                    "Prefix caching is not supported yet by the MLX-managed KV cache; set "
-                    "VLLM_METAL_USE_PAGED_ATTENTION=1 or remove the option --enable-prefix-caching."
-                )
-            self.enable_prefix_caching = False
+        prefix_cache_settings.settle(self)
         if self.trust_remote_code:
             logger.warning("--trust-remote-code is ignored: no code of a model is ever run.")
             self.trust_remote_code = False
@@ -119,17 +112,22 @@ def _patch_engine_args() -> None:
 
 
 def _patch_scheduler() -> None:
-    """Serves 0.32 and 0.33. Goes when vLLM ends a request whose logits hold NaN by itself.
+    """Serves 0.32 and 0.33. Goes when vLLM ends a request whose logits hold NaN by itself, and
+    resets a connector that is the prefix cache with the prefix cache.
 
     vLLM lets a worker report NaN by request (`num_nans_in_logits`) and only counts them. The
     scheduler does end requests whose grammar failed to compile, with an error and in the same
     step; requests with NaN join those.
+
+    A reset of the prefix cache leaves out connectors unless it is asked for them (of the server:
+    `reset_external`). Ours is all there is to reset, and can be while requests run.
     """
     from vllm.v1.core.sched.scheduler import Scheduler
 
     if hasattr(Scheduler, _PATCHED):
         return
     update_from_output = Scheduler.update_from_output
+    reset_prefix_cache = Scheduler.reset_prefix_cache
 
     @functools.wraps(update_from_output)
     def end_requests_with_nans(
@@ -143,7 +141,18 @@ def _patch_scheduler() -> None:
             self.grammar_compile_error_reqs.update(failed)
         return update_from_output(self, scheduler_output, model_runner_output)
 
+    @functools.wraps(reset_prefix_cache)
+    def reset_ours_too(
+        self: Scheduler, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        if self.connector is None:  # ours is the only one that is not refused
+            return reset_prefix_cache(self, reset_running_requests, reset_connector)
+        if reset_running_requests:
+            return reset_prefix_cache(self, True, True)
+        return self.reset_connector_cache()
+
     Scheduler.update_from_output = end_requests_with_nans
+    Scheduler.reset_prefix_cache = reset_ours_too
     setattr(Scheduler, _PATCHED, True)
 
 

@@ -81,6 +81,12 @@ def paged_attention() -> bool:
     return _is_on("VLLM_METAL_USE_PAGED_ATTENTION")
 
 
+def prefix_cache() -> bool | None:
+    """VLLM_METAL_PREFIX_CACHE; None when unset."""
+    name = "VLLM_METAL_PREFIX_CACHE"
+    return _is_on(name) if _state()[name]["value"] else None
+
+
 def debug() -> bool:
     """Whether VLLM_METAL_DEBUG asks for a log of each step."""
     return _is_on("VLLM_METAL_DEBUG")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the core needs to plan memory, from vLLM's configuration, and what is said of it."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def plan_memory(
     Raises ValueError naming an option that cannot be, RuntimeError with all figures when the
     memory does not suffice.
     """
-    from vllm_metal import _core
+    from vllm_metal import _core, prefix_cache_settings
 
     cache_config, model_config = vllm_config.cache_config, vllm_config.model_config
     return _core.plan_memory(
@@ -46,20 +47,36 @@ def plan_memory(
         num_blocks=cache_config.num_gpu_blocks_override,
         kv_cache_bytes=cache_config.kv_cache_memory_bytes,
         utilization=_given_utilization(cache_config),
+        prefix_cache=prefix_cache_settings.is_on(vllm_config),
     )
 
 
+@dataclass(frozen=True)
+class CacheSize:
+    """How much a cache of keys and values holds."""
+
+    num_bytes: int
+    num_tokens: int
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.num_bytes)}, {self.num_tokens:,} tokens"
+
+
 def start_line(
-    device_info: dict[str, Any], *, weight_bytes: int, kv_cache_bytes: int, kv_cache_tokens: int
+    device_info: dict[str, Any],
+    *,
+    weight_bytes: int,
+    kv_cache: CacheSize,
+    prefix_cache: CacheSize | None = None,
 ) -> str:
-    """Describe device, model and KV cache in one line."""
+    """Describe device, model, KV cache and prefix cache in one line."""
     total, available = (
         format_bytes(device_info[f"{key}_memory"]) for key in ("total", "available")
     )
     return (
         f"Device {device_info['name']} ({device_info['backend']}), memory {total} in total, "
-        f"{available} available; model {format_bytes(weight_bytes)}; KV cache up to "
-        f"{format_bytes(kv_cache_bytes)}, {kv_cache_tokens:,} tokens."
+        f"{available} available; model {format_bytes(weight_bytes)}; KV cache up to {kv_cache}"
+        + ("." if prefix_cache is None else f"; prefix cache up to {prefix_cache}.")
     )
 
 

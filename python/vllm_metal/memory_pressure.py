@@ -116,9 +116,12 @@ class SchedulerRelief:
             self._max_num_active = scheduler.max_num_active_reqs
         if stage >= Relief.PREEMPT:
             self._preempt_half(scheduler)
-        has_prefixes = scheduler.cache_config.enable_prefix_caching
+        prefix_cache = scheduler.connector  # of the MLX-managed KV cache
+        has_prefixes = scheduler.cache_config.enable_prefix_caching or prefix_cache is not None
         if stage >= Relief.DROP_PREFIX_CACHE > self._done and has_prefixes:
             scheduler.reset_prefix_cache()
+        if prefix_cache is not None:
+            prefix_cache.saves = stage < Relief.DROP_PREFIX_CACHE
         self._done = stage
         _core.return_unused_memory()
 

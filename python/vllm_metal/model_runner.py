@@ -20,6 +20,7 @@ from vllm_metal import _core, envs, sampling
 from vllm_metal.loading import LoadProgress, config_json, resolve_model_directory
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
+from vllm_metal.prefix_cache import PrefixCacheStep
 from vllm_metal.pytorch_weights import read_pickle
 from vllm_metal.step_trace import LaunchedStep, StepTrace
 from vllm_metal.torch_draw import TorchDraw, TorchDrawing
@@ -35,6 +36,7 @@ logger = get_logger(__name__)
 _WARM_UP_REQUEST = "vllm-metal-warm-up"
 _MEASURED_TOKENS_ON_CPU = 256
 _FIRST_BLOCK = 1  # block 0 is vLLM's own
+_NOTHING_CACHED = PrefixCacheStep()
 
 
 class MetalModelRunner:
@@ -109,14 +111,16 @@ class MetalModelRunner:
         )
         return int(activation_bytes)
 
-    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig) -> int:
-        """Give the cache the capacity of vLLM's blocks; returns it in tokens."""
+    def initialize_kv_cache(
+        self, kv_cache_config: KVCacheConfig, num_prefix_cache_blocks: int = 0
+    ) -> None:
+        """Give the cache the capacity of vLLM's blocks, and the prefix cache its own."""
         num_blocks = kv_cache_config.num_blocks
         if self._paged:
             self._core.initialize_paged_kv_cache(num_blocks, self._block_size)
         else:
-            self._core.initialize_kv_cache(num_blocks * self._block_size, self._block_size)
-        return num_blocks * self._block_size
+            num_tokens = num_blocks * self._block_size
+            self._core.initialize_kv_cache(num_tokens, self._block_size, num_prefix_cache_blocks)
 
     def warm_up(self) -> None:
         """Run one token through the model, so that no user's request waits for set-up."""
@@ -218,7 +222,7 @@ class PendingStep(AsyncModelRunnerOutput):
         return output
 
     def get_kv_connector_output(self) -> None:
-        """Return None: no KV connector is supported. vLLM 0.33 asks."""
+        """Return None: the prefix cache's copies need no answer. vLLM 0.33 asks."""
 
 
 def reasoning_arguments(config: "ReasoningConfig | None") -> dict[str, list[int]]:
@@ -231,7 +235,7 @@ def reasoning_arguments(config: "ReasoningConfig | None") -> dict[str, list[int]
     return {name: list(getattr(config, name, None) or ()) for name in names}
 
 
-def step_arguments(scheduler_output: "SchedulerOutput", paged: bool = False) -> dict[str, list]:
+def step_arguments(scheduler_output: "SchedulerOutput", paged: bool = False) -> dict[str, Any]:
     """Translate what the scheduler wants into the arguments of the core's `step`.
 
     vLLM speaks two dialects (`VllmConfig.use_v2_model_runner`): a request that was preempted
@@ -242,17 +246,19 @@ def step_arguments(scheduler_output: "SchedulerOutput", paged: bool = False) -> 
     updates = [
         (request_id, cached.all_token_ids[request_id]) for request_id in cached.resumed_req_ids
     ]
+    prefix_cache = scheduler_output.kv_connector_metadata
+    loading = set() if prefix_cache is None else {load[0] for load in prefix_cache.loads}
     new_requests, sessions = [], []
     for request in scheduler_output.scheduled_new_reqs:
         num_computed_tokens[request.req_id] = request.num_computed_tokens
-        if request.num_computed_tokens and not paged:
-            # More input for a session, which keeps what it has in the cache: without a prefix
-            # cache nothing else is new and computed in part.
+        if request.num_computed_tokens and not paged and request.req_id not in loading:
+            # More input for a session, which keeps what it has in the cache: nothing else is new
+            # and computed in part without the prefix cache.
             sessions.append(_new_request(request))
         else:
             new_requests.append(_new_request(request))
-    blocks = _block_arguments(scheduler_output) if paged else {}
-    return blocks | {
+    other = _block_arguments(scheduler_output) if paged else _prefix_cache_arguments(prefix_cache)
+    return other | {
         "finished": list(scheduler_output.finished_req_ids),
         "preempted": list(scheduler_output.preempted_req_ids or ()),
         "new_requests": new_requests,
@@ -263,6 +269,12 @@ def step_arguments(scheduler_output: "SchedulerOutput", paged: bool = False) -> 
             for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items()
         ],
     }
+
+
+def _prefix_cache_arguments(step: "PrefixCacheStep | None") -> dict[str, Any]:
+    if step is None or step == _NOTHING_CACHED:
+        return {}
+    return {"prefix_cache": _core.PrefixCacheInput(**vars(step))}
 
 
 def _block_arguments(scheduler_output: "SchedulerOutput") -> dict[str, list]:

@@ -5,12 +5,12 @@
 functions below it judge the model. All complaints are raised together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from vllm_metal import envs
+from vllm_metal import envs, prefix_cache_settings
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -26,6 +26,7 @@ class Setting:
     # Values that are fine. Without any: None, False, zero and empty ones.
     allowed: tuple = ()
     paged: bool = False  # whether all values are fine with the paged KV cache
+    is_ours: Callable[[Any], bool] = lambda _value: False  # whether we set that value ourselves
 
     def read(self, vllm_config: "VllmConfig") -> Any:
         """Return the value, None where a part of the path is None or not in this vLLM."""
@@ -35,7 +36,9 @@ class Setting:
         """Whether `value` leaves the feature off, or it is there."""
         if self.paged and envs.paged_attention():
             return True
-        return value is None or (value in self.allowed if self.allowed else not value)
+        if value is None or self.is_ours(value):
+            return True
+        return value in self.allowed if self.allowed else not value
 
 
 _ONE_DEVICE = "one process computes on one device; leave {} at 1"
@@ -121,7 +124,12 @@ SETTINGS = (
         "offload of the KV cache",
         "remove --kv-offloading-size",
     ),
-    Setting("kv_transfer_config", "KV transfer", "remove --kv-transfer-config"),
+    Setting(
+        "kv_transfer_config",
+        "KV transfer",
+        "remove --kv-transfer-config",
+        is_ours=prefix_cache_settings.is_ours,
+    ),
     Setting(
         "kv_events_config.enable_kv_cache_events",
         "KV cache events",

@@ -9,8 +9,9 @@ import torch
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from vllm_metal import _core, log
-from vllm_metal.memory import format_bytes, plan_memory, start_line
+from vllm_metal.memory import CacheSize, format_bytes, plan_memory, start_line
 from vllm_metal.model_runner import MetalModelRunner
+from vllm_metal.prefix_cache import PrefixCacheSize
 from vllm_metal.step_trace import StepTrace
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class MetalWorker(WorkerBase):
 
     model_runner: MetalModelRunner | None
     _device_info: dict[str, Any]  # as found before anything was loaded
+    _num_prefix_cache_blocks = 0  # as planned
 
     def init_device(self) -> None:
         """Select MLX's device and note its memory before anything is loaded."""
@@ -54,7 +56,7 @@ class MetalWorker(WorkerBase):
         super().set_kv_cache_layout(kv_cache_layout, *args)
 
     def determine_available_memory(self) -> int:
-        """Plan memory and set MLX's limits; returns bytes for the KV cache."""
+        """Plan memory and set MLX's limits; returns bytes for vLLM's part of the KV cache."""
         runner = self._runner
         plan = plan_memory(
             self._device_info,
@@ -63,6 +65,7 @@ class MetalWorker(WorkerBase):
             activation_bytes=runner.measure_activations(self._device_info["backend"]),
             block_bytes=self._block_bytes,
         )
+        self._num_prefix_cache_blocks = plan.prefix_cache // self._block_bytes
         logger.info(plan.table())
         _core.apply_memory_limits(plan)
         return plan.kv_cache
@@ -73,15 +76,24 @@ class MetalWorker(WorkerBase):
 
     def initialize_from_config(self, kv_cache_config: "KVCacheConfig") -> None:
         """Give the KV cache its capacity."""
-        num_tokens = self._runner.initialize_kv_cache(kv_cache_config)
+        num_prefix_blocks = self._num_prefix_cache_blocks
+        self._runner.initialize_kv_cache(kv_cache_config, num_prefix_blocks)
         logger.info(
             start_line(
                 self._device_info,
                 weight_bytes=self._runner.weight_bytes,
-                kv_cache_bytes=kv_cache_config.num_blocks * self._block_bytes,
-                kv_cache_tokens=num_tokens,
+                kv_cache=self._size_of(kv_cache_config.num_blocks),
+                prefix_cache=self._size_of(num_prefix_blocks) if num_prefix_blocks else None,
             )
         )
+
+    def get_kv_connector_handshake_metadata(
+        self,
+    ) -> dict[tuple[int, int], PrefixCacheSize] | None:
+        """Tell the scheduler's half of the prefix cache its size, by ranks."""
+        if not self._num_prefix_cache_blocks:
+            return None
+        return {(0, 0): PrefixCacheSize(self._num_prefix_cache_blocks)}
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Run the model once; returns seconds."""
@@ -176,6 +188,10 @@ class MetalWorker(WorkerBase):
     def list_loras(self) -> set[int]:
         """Return no adapters."""
         return set()
+
+    def _size_of(self, num_blocks: int) -> CacheSize:
+        block_size = self.vllm_config.cache_config.block_size
+        return CacheSize(num_blocks * self._block_bytes, num_blocks * block_size)
 
     @property
     def _block_bytes(self) -> int:

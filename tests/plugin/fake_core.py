@@ -4,14 +4,15 @@
 It checks the scheduler's contract at every step: the positions of a request are computed once
 and in order, its tokens are those it was given and those it drew, and the KV cache never holds
 more blocks than it was promised; if it is paged, a request's blocks hold its own tokens and no
-others. The token after a prefix is `next_token(prefix)`, so a test can predict every output,
-whatever the batches, the chunks and the preemptions were.
+others, and what is loaded from the prefix cache is the beginning of its own tokens. The token
+after a prefix is `next_token(prefix)`, so a test can predict every output, whatever the batches,
+the chunks and the preemptions were.
 """
 
+import itertools
 import os
 import time
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ NAN_TOKEN = 95
 FIRST_TOKEN = 3  # the ones before end a request or pad it
 
 MEMORY = 8 << 30
+NUM_PREFIX_BLOCKS = 30  # of the prefix cache
 
 _DEFAULTS = {
     "VLLM_METAL_MEMORY_FRACTION": "auto",
@@ -91,6 +93,7 @@ def device_info():
 class MemoryPlan:
     kv_cache: int
     arguments: dict
+    prefix_cache: int = 0
 
     def table(self):
         return "Memory plan (fake)"
@@ -105,7 +108,8 @@ def plan_memory(**arguments):
         arguments["num_blocks"] or -(-arguments["max_model_len"] // arguments["block_size"]) + 1
     )
     kv_cache = arguments["kv_cache_bytes"] or blocks * arguments["block_bytes"]
-    return MemoryPlan(kv_cache, arguments)
+    prefix_cache = NUM_PREFIX_BLOCKS * arguments["block_bytes"] if arguments["prefix_cache"] else 0
+    return MemoryPlan(kv_cache, arguments, prefix_cache)
 
 
 apply_memory_limits = memory_limits.append
@@ -193,7 +197,7 @@ class Request:
 
 def _prefixes(tokens):
     """Return a hash of each prefix of `tokens`, the shortest first."""
-    return accumulate(tokens, lambda before, token: hash((before, token)))
+    return itertools.accumulate(tokens, lambda before, token: hash((before, token)))
 
 
 class BlockPool:
@@ -224,6 +228,86 @@ class BlockPool:
         return block, position % self.block_size
 
 
+class PrefixIndex:
+    """The core's, by a search for the least recently used."""
+
+    def __init__(self, num_blocks):
+        self.num_blocks = num_blocks
+        self.step = 0
+        self.clear()
+
+    def __len__(self):
+        return len(self._blocks)
+
+    def clear(self):
+        self._blocks = {}  # by hash: block, step of the last use; the least recent first
+
+    def begin_step(self):
+        self.step += 1
+
+    def match(self, hashes):
+        held = list(itertools.takewhile(self._blocks.__contains__, hashes))
+        self._use(held)
+        return [self._blocks[key][0] for key in held]
+
+    def save(self, hashes):
+        held = self.match(hashes)
+        new = []
+        for key in hashes[len(held) :]:
+            block = self._place()
+            if block is None:
+                break
+            self._blocks[key] = block, self.step
+            new.append(block)
+        self._use(hashes[: len(held) + len(new)])
+        return len(held), new
+
+    def _use(self, hashes):
+        for key in reversed(hashes):
+            self._blocks[key] = self._blocks.pop(key)[0], self.step
+
+    def _place(self):
+        if len(self._blocks) < self.num_blocks:
+            return min(set(range(self.num_blocks)) - {block for block, _ in self._blocks.values()})
+        key, (block, step) = next(iter(self._blocks.items()))
+        if step == self.step:
+            return None
+        del self._blocks[key]
+        return block
+
+
+@dataclass(kw_only=True)
+class PrefixCacheInput:
+    clear: bool = False
+    saves_of_ended: list = field(default_factory=list)
+    loads: list = field(default_factory=list)
+    saves_of_scheduled: list = field(default_factory=list)
+
+
+class PrefixCache:
+    """What the blocks of a prefix cache hold: of each the tokens until its end, hashed."""
+
+    def __init__(self, num_blocks, block_size):
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.blocks = {}
+
+    def save(self, request, first_block, blocks):
+        ends = range(self.block_size, request.num_computed + 1, self.block_size)
+        prefixes = list(_prefixes(request.tokens[: request.num_computed]))
+        contents = [prefixes[end - 1] for end in ends]
+        assert first_block + len(blocks) <= len(contents), "tokens are saved before they are there"
+        assert all(0 <= block < self.num_blocks for block in blocks)
+        self.blocks.update(zip(blocks, contents[first_block:], strict=False))
+
+    def load(self, request, blocks):
+        prefixes = list(_prefixes(request.tokens))
+        for index, block in enumerate(blocks):
+            end = (index + 1) * self.block_size
+            assert end < len(request.tokens), "the last token has to be computed"
+            assert self.blocks[block] == prefixes[end - 1], "a block holds something else"
+        request.num_computed = len(blocks) * self.block_size
+
+
 @dataclass
 class Counts:
     steps: int = 0
@@ -231,6 +315,7 @@ class Counts:
     preemptions: int = 0
     largest_batch: int = 0
     prefix_hits: int = 0
+    resumed_hits: int = 0  # of them after a preemption
 
 
 class ModelRunner:
@@ -268,11 +353,12 @@ class ModelRunner:
         progress(self.weight_bytes, self.weight_bytes)
         self.memory_calls.append("load")
 
-    def initialize_kv_cache(self, num_tokens, block_size):
+    def initialize_kv_cache(self, num_tokens, block_size, num_prefix_cache_blocks=0):
         assert num_tokens > 0
         assert num_tokens % block_size == 0
         self.capacity, self.block_size = num_tokens, block_size
         self.pool = None
+        self.prefix_cache = PrefixCache(num_prefix_cache_blocks, block_size)
 
     def initialize_paged_kv_cache(self, num_blocks, block_size):
         assert num_blocks > 1
@@ -291,7 +377,13 @@ class ModelRunner:
         scheduled=(),
         blocks=(),
         block_copies=(),
+        prefix_cache=None,
     ):
+        prefix_cache = prefix_cache or PrefixCacheInput()
+        if prefix_cache.clear:
+            self.prefix_cache.blocks.clear()
+        assert {save[0] for save in prefix_cache.saves_of_ended} <= {*finished, *preempted}
+        self._save_prefixes(prefix_cache.saves_of_ended)
         for request_id in finished:
             self.requests.pop(request_id, None)
         for request_id in preempted:
@@ -311,6 +403,7 @@ class ModelRunner:
             self._take_blocks(blocks, scheduled)
             for source, target in block_copies:
                 self.pool.copy(source, target)
+        self._load_prefixes(prefix_cache.loads)
         for request_id, num_computed, num_scheduled in scheduled:
             self._compute(self.requests[request_id], num_computed, num_scheduled)
         if self.pool is None:
@@ -318,6 +411,7 @@ class ModelRunner:
         else:  # once all is written: a prefix may be shared in the step that computes it
             for request_id, *_ in scheduled:
                 self.pool.check(self.requests[request_id])
+        self._save_prefixes(prefix_cache.saves_of_scheduled)
         self._scheduled = scheduled
 
     def draw(self, *, grammar_ids=(), bitmask=None, given=()):
@@ -331,6 +425,19 @@ class ModelRunner:
     def step(self, **arguments):
         self.launch(**arguments)
         return self.draw().wait()
+
+    def _save_prefixes(self, saves):
+        for request_id, first_block, cached in saves:
+            self.prefix_cache.save(self.requests[request_id], first_block, cached)
+
+    def _load_prefixes(self, loads):
+        for request_id, first_block, cached in loads:
+            assert first_block == 0
+            assert self.requests[request_id].num_computed == 0
+            request = self.requests[request_id]
+            self.prefix_cache.load(request, cached)
+            self.counts.prefix_hits += 1
+            self.counts.resumed_hits += request.num_output > 0
 
     def _take_blocks(self, blocks, scheduled):
         """Requests with other blocks than before may have computed tokens in them."""

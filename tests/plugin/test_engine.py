@@ -188,3 +188,19 @@ def test_exact_with_paged_attention(engines, monkeypatch, second_dialect):
     assert llm.llm_engine.vllm_config.use_v2_model_runner == second_dialect
     check_under_pressure(llm)
     assert model.ModelRunner.instances[-1].counts.prefix_hits > 10
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+@pytest.mark.parametrize("second_dialect", [False, True])
+def test_exact_with_the_prefix_cache(engines, monkeypatch, async_scheduling, second_dialect):
+    """What is loaded was saved by another with the same tokens, or by the request itself."""
+    import vllm.config.vllm
+
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", second_dialect)
+    llm = engines(**SMALL_CACHE, async_scheduling=async_scheduling, enable_prefix_caching=True)
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == second_dialect
+    check_under_pressure(llm)
+    runner = model.ModelRunner.instances[-1]
+    assert runner.counts.prefix_hits > 10
+    assert runner.counts.resumed_hits > 5
+    assert len(runner.prefix_cache.blocks) == runner.prefix_cache.num_blocks

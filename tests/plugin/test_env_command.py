@@ -42,8 +42,8 @@ def test_what_is_set_shows(capsys, monkeypatch):
         ("VLLM_METAL_DEBUG", "2", "0 or 1"),
         ("VLLM_METAL_USE_PAGED_ATTENTION", "2", "0 or 1"),
         ("VLLM_USE_MODELSCOPE", "yes", "True or False"),
-        ("VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"),
-        ("VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"),
+        ("VLLM_METAL_PREFIX_CACHE", "always", "0 or 1"),
+        ("VLLM_METAL_PREFIX_CACHE_FRACTION", "1.1", "a number in (0, 1]"),
     ],
 )
 def test_a_bad_value_is_named(capsys, monkeypatch, name, value, allowed):

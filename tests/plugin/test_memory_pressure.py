@@ -52,9 +52,14 @@ class TestWatch:
 
 
 @pytest.fixture(scope="module")
-def engine(fake_core, tiny_llama):
+def make_engine(fake_core, tiny_llama):
     with one_engine_at_a_time(tiny_llama) as make:
-        yield make(max_num_seqs=16, max_model_len=256, num_gpu_blocks_override=200)
+        yield make
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine):
+    return make_engine(max_num_seqs=16, max_model_len=256, num_gpu_blocks_override=200)
 
 
 @pytest.fixture
@@ -128,3 +133,27 @@ def test_new_requests_are_refused_last(engine, press):
     assert raised.value.http_status == HTTPStatus.SERVICE_UNAVAILABLE
     press("normal", Relief.NONE)
     server.check_admission()
+
+
+@pytest.fixture(scope="module")
+def prefix_engine(make_engine):
+    """Make an engine with a prefix cache; the one before is gone then."""
+    return make_engine(max_model_len=256, num_gpu_blocks_override=200, enable_prefix_caching=True)
+
+
+def test_the_prefix_cache_is_emptied_and_stays_empty(prefix_engine, press):
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+
+    def num_cached_tokens():
+        prompt = {"prompt_token_ids": [5, 6, 7] * 12}
+        (output,) = prefix_engine.generate([prompt], params, use_tqdm=False)
+        return output.num_cached_tokens
+
+    assert [num_cached_tokens() for _ in range(2)] == [0, 32]
+    press("critical", Relief.PREEMPT)
+    assert num_cached_tokens() == 32
+    press("critical", Relief.DROP_PREFIX_CACHE)
+    assert [num_cached_tokens() for _ in range(2)] == [0, 0]
+    assert model.ModelRunner.instances[-1].prefix_cache.blocks == {}
+    press("normal", Relief.NONE)
+    assert [num_cached_tokens() for _ in range(2)] == [0, 32]

@@ -104,15 +104,51 @@ def test_block_sizes_that_differ(engine_config, monkeypatch):
         engine_config(block_size=64)
 
 
-@pytest.mark.parametrize(
-    ("paged", "option", "is_on"),
-    [("1", None, True), ("1", True, True), ("1", False, False), ("0", None, False)],
-)
-def test_prefix_caching(engine_config, monkeypatch, paged, option, is_on):
-    """It is on in the paged mode unless told otherwise, as in vLLM."""
-    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", paged)
+@pytest.mark.parametrize("option", [None, True, False])
+@pytest.mark.parametrize("variable", [None, "1", "0"])
+@pytest.mark.parametrize("mode", ["paged", "managed"])
+def test_prefix_caching(engine_config, monkeypatch, mode, option, variable):
+    """vLLM's own in the paged mode, on unless told otherwise; a connector in the other."""
+    from vllm_metal.platform import MetalPlatform
+
+    default = mode == "paged" if variable is None else variable == "1"
+    is_on = default if option is None else option
+    monkeypatch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", str(int(mode == "paged")))
+    if variable is not None:
+        monkeypatch.setenv("VLLM_METAL_PREFIX_CACHE", variable)
     config = engine_config(enable_prefix_caching=option)
-    assert config.cache_config.enable_prefix_caching == is_on
+    MetalPlatform.check_and_update_config(config)  # as vLLM does in the engine's process
+    assert config.cache_config.enable_prefix_caching == (mode == "paged" and is_on)
+    connector = config.kv_transfer_config and config.kv_transfer_config.kv_connector
+    ours = mode == "managed" and is_on
+    assert connector == ("MetalPrefixCacheConnector" if ours else None)
+
+
+def test_prefix_caching_of_arguments_that_are_used_again(fake_core, tiny_llama):
+    from vllm.engine.arg_utils import EngineArgs
+
+    arguments = EngineArgs(model=str(tiny_llama), enable_prefix_caching=True)
+    for _ in range(2):
+        config = arguments.create_engine_config()
+        assert config.kv_transfer_config.kv_connector == "MetalPrefixCacheConnector"
+
+
+def test_what_is_said_of_prefix_caching(engine_config, monkeypatch):
+    from vllm_metal import prefix_cache_settings
+
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(
+            prefix_cache_settings.logger, level, lambda text, *values: said.append(text % values)
+        )
+    monkeypatch.setenv("VLLM_METAL_PREFIX_CACHE", "1")
+    engine_config(enable_prefix_caching=False)
+    monkeypatch.delenv("VLLM_METAL_PREFIX_CACHE")
+    engine_config(enable_prefix_caching=True)
+    assert [text.split(".")[0].split(",")[0] for text in said] == [
+        "VLLM_METAL_PREFIX_CACHE=1 is ignored: --no-enable-prefix-caching is given",
+        "--enable-prefix-caching switches on the prefix cache of the MLX-managed KV cache",
+    ]
 
 
 @pytest.mark.parametrize("way", ["option", "variable"])

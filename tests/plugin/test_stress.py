@@ -113,21 +113,46 @@ def alone(make_engine):
     return generate(llm, requests())
 
 
+# The MLX-managed KV cache without and with its prefix cache, and the paged one.
+MODES = ("managed", "prefix-cache", "paged")
+NUM_PREFIX_CACHE_BLOCKS = 60
+
+
 def name_of(case):
-    paged, async_scheduling, second_dialect = case
+    mode, async_scheduling, second_dialect = case
     return "-".join(
-        (
-            "paged" if paged else "managed",
-            "async" if async_scheduling else "sync",
-            "v2" if second_dialect else "v1",
-        )
+        (mode, "async" if async_scheduling else "sync", "v2" if second_dialect else "v1")
     )
 
 
-@pytest.fixture(scope="module", params=itertools.product((False, True), repeat=3), ids=name_of)
+@pytest.fixture(
+    scope="module", params=itertools.product(MODES, (False, True), (False, True)), ids=name_of
+)
 def case(request):
-    """Whether the KV cache is paged, scheduling asynchronous, the dialect the second."""
+    """The mode, whether scheduling is asynchronous, whether the dialect is the second."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def mode(case):
+    return case[0]
+
+
+def set_mode(patch, mode):
+    """Set the mode of engines to come; a prefix cache is small."""
+    from vllm_metal.worker import MetalWorker
+
+    plan = MetalWorker.determine_available_memory
+
+    def plan_few_blocks(worker):
+        num_bytes = plan(worker)
+        worker._num_prefix_cache_blocks = NUM_PREFIX_CACHE_BLOCKS
+        return num_bytes
+
+    patch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", str(int(mode == "paged")))
+    if mode == "prefix-cache":
+        patch.setenv("VLLM_METAL_PREFIX_CACHE", "1")
+        patch.setattr(MetalWorker, "determine_available_memory", plan_few_blocks)
 
 
 @pytest.fixture(scope="module")
@@ -135,23 +160,23 @@ def small_engine(case, alone, make_engine):
     """Make an engine with few blocks, for both dialects of vLLM's scheduler."""
     import vllm.config.vllm
 
-    paged, async_scheduling, second_dialect = case
+    mode, async_scheduling, second_dialect = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_METAL_USE_PAGED_ATTENTION", str(int(paged)))
+        set_mode(patch, mode)
         # Scheduler and front end take the second dialect where Triton has a driver.
         patch.setattr(vllm.config.vllm, "HAS_TRITON", second_dialect)
         llm = make_engine(**SMALL_CACHE, async_scheduling=async_scheduling)
         config = llm.llm_engine.vllm_config
         assert config.use_v2_model_runner == second_dialect
         assert config.scheduler_config.async_scheduling == async_scheduling
-        assert config.cache_config.enable_prefix_caching == paged
+        assert config.cache_config.enable_prefix_caching == (mode == "paged")
         yield llm
 
 
 @pytest.fixture(scope="module")
-def watch(case, small_engine):
+def watch(mode, small_engine):
     """Watch the steps of a paged cache; None for the other."""
-    return StepWatch(small_engine) if case[0] else None
+    return StepWatch(small_engine) if mode == "paged" else None
 
 
 @pytest.fixture(autouse=True)
@@ -161,10 +186,15 @@ def all_blocks_come_back(watch, small_engine):
     assert free_blocks(small_engine) == blocks == SMALL_CACHE["num_gpu_blocks_override"] - 1
 
 
-def test_every_answer_is_the_one_alone(small_engine, alone, watch):
-    before = counter(small_engine, "num_preemptions")
+def test_every_answer_is_the_one_alone(small_engine, alone, watch, mode):
+    names = ("num_preemptions", "external_prefix_cache_hits")
+    before = [counter(small_engine, name) for name in names]
     outputs = generate(small_engine, requests())
-    assert counter(small_engine, "num_preemptions") - before > 20
+    num_preemptions, num_hits = (
+        counter(small_engine, name) - value for name, value in zip(names, before, strict=True)
+    )
+    assert num_preemptions > 20
+    assert (num_hits > 500) == (mode == "prefix-cache")
     for index, (output, expected) in enumerate(zip(outputs, alone, strict=True)):
         check(output, expected, f"request {index}")
     if watch is not None:
@@ -173,24 +203,27 @@ def test_every_answer_is_the_one_alone(small_engine, alone, watch):
         assert watch.hits.resumed > 5
 
 
-def test_cached_tokens(small_engine, case):
+def test_cached_tokens(small_engine, mode):
     """They are whole blocks, and not all of a prompt: its last token is always computed."""
-    paged, *_ = case
     generator = random.Random(12)
     prompt = [generator.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(50)]
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     small_engine.reset_prefix_cache()
-    names = ("prefix_cache_queries", "prefix_cache_hits")
+    kind = "external_prefix_cache" if mode == "prefix-cache" else "prefix_cache"
+    names = (f"{kind}_queries", f"{kind}_hits")
     before = [counter(small_engine, name) for name in names]
-    # Both at once: the second uses blocks that the same step computes.
+    # Both at once: the second uses blocks that the same step computes, if requests share them.
     outputs = generate(small_engine, [(prompt, params)] * 2)
     answer = list(outputs[0].outputs[0].token_ids)
     asked = [prompt[:48], prompt[:33], [*prompt, *answer], [*prompt, *answer[:15]], prompt[:9]]
     outputs += [generate(small_engine, [(other, params)])[0] for other in [*asked, answer]]
     # Of the answer's 20 tokens the first 19 were computed after the prompt.
-    expected = [0, 48, 32, 32, 64, 64, 0, 0] if paged else [0] * 8
+    expected = [0, 48 if mode == "paged" else 0, 32, 32, 64, 64, 0, 0]
+    if mode == "managed":
+        expected = [0] * 8
     assert [output.num_cached_tokens for output in outputs] == expected
-    num_queries = sum(len(output.prompt_token_ids) for output in outputs) if paged else 0
+    num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    num_queries = 0 if mode == "managed" else num_tokens
     counted = [counter(small_engine, name) for name in names]
     assert [now - then for now, then in zip(counted, before, strict=True)] == [
         num_queries,

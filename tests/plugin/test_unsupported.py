@@ -39,7 +39,13 @@ REFUSED_ARGUMENTS = [
     ({"weight_transfer_config": {"backend": "ipc"}}, "weight transfer"),
     ({"additional_config": {"key": 1}}, "additional_config"),
     # Refused on the way there, by vLLM's own checks of the platform.
-    ({"enable_prefix_caching": True}, "--enable-prefix-caching"),
+    (
+        {
+            "kv_transfer_config": {"kv_connector": "Other", "kv_role": "kv_both"},
+            "enable_prefix_caching": True,
+        },
+        "KV transfer",
+    ),
     ({"quantization": "fp8"}, "quantisation method 'fp8'"),
 ]
 

@@ -55,6 +55,20 @@ def test_memory_and_specs(worker):
     assert {spec.page_size_bytes for spec in specs.values()} == {2 * 16 * 2 * 16 * 2}
 
 
+@pytest.mark.parametrize("is_on", [False, True])
+def test_the_prefix_cache_is_told_its_size(fake_core, engine_config, is_on):
+    from vllm_metal.prefix_cache import PrefixCacheSize
+    from vllm_metal.worker import MetalWorker
+
+    config = engine_config(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=is_on)
+    worker = MetalWorker(config, 0, 0, "file:///tmp/unused", is_driver_worker=True)
+    worker.init_device()
+    worker.load_model()
+    worker.determine_available_memory()
+    size = {(0, 0): PrefixCacheSize(fake_core.NUM_PREFIX_BLOCKS)} if is_on else None
+    assert worker.get_kv_connector_handshake_metadata() == size
+
+
 def test_a_trace_of_steps(engine_config, tmp_path):
     from vllm_metal.model_runner import PendingStep
     from vllm_metal.step_trace import LaunchedStep
@@ -142,6 +156,7 @@ def test_what_memory_is_planned_with(fake_core, engine_config):
         "num_blocks": None,
         "kv_cache_bytes": None,
         "utilization": None,
+        "prefix_cache": False,
     }
     worker.shutdown()
     assert fake_core.memory_limits == [plan, None]
