@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Endpoints that vLLM has only when asked for: sleep mode and the profiler.
 
-Memory is really given back, and the server says the same after waking up.
+Memory is really given back, and the server says the same after waking up. The MLX-managed KV
+cache has its prefix cache here.
 """
 
 import concurrent.futures
@@ -17,12 +18,16 @@ import psutil
 import pytest
 
 from tests.e2e.server import Server
+from tests.e2e.test_server import metrics
+from tests.e2e.test_variables import mebibytes
 
 # Without the first vLLM has no /sleep; with the second each step logs MLX's peak.
 VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_METAL_DEBUG": "1",
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",  # the last test asks for its health then
+    "VLLM_METAL_PREFIX_CACHE": "1",
+    "VLLM_METAL_PREFIX_CACHE_FRACTION": "0.005",
 }
 
 
@@ -44,7 +49,7 @@ def server(default_model, folder, kv_cache_mode, mode_variables):
     }
     arguments = (
         "--enable-sleep-mode",
-        *("--max-model-len", "2048"),
+        *("--max-model-len", "2048", "--enable-prompt-tokens-details"),
         *("--profiler-config", json.dumps(profiler)),
     )
     arguments += PAGED_ARGUMENTS if kv_cache_mode == "paged" else ()
@@ -87,8 +92,7 @@ def test_the_peak_is_what_was_planned(server):
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         assert all(pool.map(lambda _: answer(server), range(12)))
     log = server.log.read_text()
-    planned = float(re.search(r"  total +([0-9.]+) MiB", log)[1])
-    weights = float(re.search(r"  model +([0-9.]+) MiB", log)[1])
+    planned, weights = mebibytes(log, "total"), mebibytes(log, "model")
     peak = max(int(number) for number in re.findall(r"(\d+) MiB peak", log))
     assert weights + 100 < peak <= 1.1 * planned
 
@@ -114,6 +118,35 @@ def test_waking_up_in_parts(server):
     call(server, "wake_up?tags=kv_cache")
     assert not is_sleeping(server)
     assert answer(server) == expected
+
+
+def cached_tokens(server, prompt):
+    completion = server.client().completions.create(
+        model=server.name, prompt=prompt, max_tokens=4, temperature=0
+    )
+    return completion.usage.prompt_tokens_details.cached_tokens
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "reset_prefix_cache",
+        "reset_prefix_cache?reset_external=true",
+        "reset_prefix_cache?reset_running_requests=true&reset_external=true",
+        "sleep",
+    ],
+)
+def test_prefixes_are_known_until_they_are_forgotten(server, kv_cache_mode, path):
+    kind = "prefix_cache" if kv_cache_mode == "paged" else "external_prefix_cache"
+    prompt = [2000 + 7 * i for i in range(100)]
+    before = metrics(server)[f"vllm:{kind}_hits_total"]
+    assert [cached_tokens(server, prompt[:length]) for length in (90, 100)] == [0, 80]
+    assert metrics(server)[f"vllm:{kind}_hits_total"] - before == 80
+    call(server, path)
+    if path == "sleep":
+        call(server, "wake_up")
+    assert cached_tokens(server, prompt) == 0
+    call(server, "reset_prefix_cache")
 
 
 def test_the_log_has_the_figures(server):

@@ -15,6 +15,8 @@ VARIABLES = {
     "VLLM_METAL_MEMORY_FRACTION": "0.05",
     "VLLM_METAL_BLOCK_SIZE": "32",
     "VLLM_METAL_DEBUG": "1",
+    "VLLM_METAL_PREFIX_CACHE": "1",
+    "VLLM_METAL_PREFIX_CACHE_FRACTION": "0.01",
 }
 
 
@@ -34,6 +36,7 @@ def log(default_model, mode_variables, tmp_path_factory):
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, range(1, 17))) == [8] * 16
+        ask(16)  # computed before, but for its last block
     return path.read_text()
 
 
@@ -51,8 +54,16 @@ def test_the_fraction_of_memory(log):
     assert "Memory plan (VLLM_METAL_MEMORY_FRACTION=0.05)" in log
     total, whole = mebibytes(log, "total"), mebibytes(log, "device")
     assert total == pytest.approx(0.05 * whole, rel=0.02)  # printed with two decimals
-    parts = [mebibytes(log, row) for row in ("model", "KV cache", "activations", "margin")]
-    assert sum(parts) == pytest.approx(total, rel=0.01)
+    rows = ("model", "KV cache", "prefix cache", "activations", "margin")
+    assert sum(mebibytes(log, row) for row in rows) == pytest.approx(total, rel=0.01)
+
+
+def test_the_prefix_cache(log):
+    """The device's working set is all of its memory on the CPU."""
+    size, whole = mebibytes(log, "prefix cache"), mebibytes(log, "device")
+    assert size == pytest.approx(0.01 * whole, rel=0.02)
+    assert re.search(r"; prefix cache up to [0-9.]+ [MG]iB, [0-9,]+ tokens\.", log)
+    assert "step: 1 requests, 32 tokens, 1 sampled" in log  # of 1600
 
 
 def test_the_block_size(log):
@@ -75,15 +86,8 @@ def test_what_does_not_fit_is_refused_with_all_figures(default_model, tmp_path):
     assert "--max-num-batched-tokens" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        ("VLLM_METAL_PREFIX_CACHE", "1", "unset or 0"),
-        ("VLLM_METAL_PREFIX_CACHE_FRACTION", "0.1", "unset"),
-    ],
-)
-def test_what_this_release_lacks_is_refused(default_model, tmp_path, name, value, allowed):
-    log = tmp_path / "server.log"
-    text = Server(default_model, log, variables={name: value}).refusal()
-    assert re.search(rf"{name} must be {allowed} .* but is '{re.escape(value)}'", text)
+def test_a_prefix_cache_of_less_than_a_block_is_refused(default_model, tmp_path):
+    variables = {"VLLM_METAL_PREFIX_CACHE": "1", "VLLM_METAL_PREFIX_CACHE_FRACTION": "1e-9"}
+    text = Server(default_model, tmp_path / "server.log", variables=variables).refusal()
+    assert re.search(r"VLLM_METAL_PREFIX_CACHE_FRACTION=1e-09 of .* at least one block of", text)
     assert "Application startup complete" not in text
