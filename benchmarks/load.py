@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -22,6 +22,8 @@ class Request:
     first: float  # token
     last: float
     num_tokens: int
+    token_ids: list[int] = field(default_factory=list)  # if the body asks for them
+    num_cached: int = 0  # tokens of the prompt, if the server tells
 
 
 @dataclass
@@ -40,9 +42,7 @@ def drive(url: str, model: str, load: Load, seed: int) -> list[Request]:
 
 
 async def _drive(url: str, model: str, load: Load, seed: int) -> list[Request]:
-    timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
+    async with open_session(url) as session:
         clients = [
             _client(session, model, load, random.Random(f"{seed} {client}"))
             for client in range(load.clients)
@@ -50,23 +50,36 @@ async def _drive(url: str, model: str, load: Load, seed: int) -> list[Request]:
         return await asyncio.gather(*clients)
 
 
-async def _client(
-    session: aiohttp.ClientSession, model: str, load: Load, rng: random.Random
-) -> Request:
-    body = {
+def open_session(url: str) -> aiohttp.ClientSession:
+    """Open a session without limits; `async with` closes it."""
+    timeout = aiohttp.ClientTimeout(total=None)
+    return aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+
+
+def greedy(model: str, prompt: list[int], new_tokens: int) -> dict:
+    """Return the body of a request that is streamed and as long as told."""
+    return {
         "model": model,
-        "max_tokens": load.new_tokens,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
         "ignore_eos": True,
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def _client(
+    session: aiohttp.ClientSession, model: str, load: Load, rng: random.Random
+) -> Request:
     prompt = random.Random("shared").choices(VOCABULARY, k=load.shared_len)
     prompt += rng.choices(VOCABULARY, k=load.prompt_len - load.shared_len)
-    return await _send(session, body | {"prompt": prompt})
+    return await send(session, greedy(model, prompt, load.new_tokens))
 
 
-async def _send(session: aiohttp.ClientSession, body: dict) -> Request:
+async def send(session: aiohttp.ClientSession, body: dict) -> Request:
+    """Send a request and hear it out."""
+    token_ids: list[int] = []
     sent = time.perf_counter()
     first = last = 0.0
     usage: dict = {}
@@ -80,7 +93,9 @@ async def _send(session: aiohttp.ClientSession, body: dict) -> Request:
             if chunk.get("choices"):
                 last = time.perf_counter()
                 first = first or last
+                token_ids += chunk["choices"][0].get("token_ids") or ()
             usage = chunk.get("usage") or usage
     if usage.get("completion_tokens") != body["max_tokens"]:
         raise RuntimeError(f"{body['max_tokens']} tokens were asked for, usage is {usage}")
-    return Request(sent, first, last, usage["completion_tokens"])
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Request(sent, first, last, usage["completion_tokens"], token_ids, cached)

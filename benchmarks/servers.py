@@ -87,6 +87,7 @@ def ours(
     *arguments: str,
     kv_cache_bytes: int = KV_CACHE_BYTES,
     paged: bool = False,
+    prefix_cache: bool | None = None,
 ) -> Server:
     port = free_port()
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
@@ -94,6 +95,7 @@ def ours(
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "VLLM_METAL_USE_PAGED_ATTENTION": "01"[paged],
+        "VLLM_METAL_PREFIX_CACHE": "" if prefix_cache is None else "01"[prefix_cache],
     }
     return Server(command, port, variables)
 
