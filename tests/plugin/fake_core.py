@@ -397,7 +397,13 @@ class ModelRunner:
             assert self.requests[request_id].tokens[:computed] == tokens[:computed]
             self.requests[request_id] = Request(list(tokens), num_output, params, computed)
         for request_id, tokens in updates:
-            assert self.requests[request_id].tokens == tokens
+            request = self.requests[request_id]
+            # A reset of the prefix cache forgets what a step under way draws, which is known here.
+            num_forgotten = len(request.tokens) - len(tokens)
+            assert num_forgotten in (0, 1)
+            assert request.tokens[: len(tokens)] == tokens
+            request.tokens = list(tokens)
+            request.num_output -= num_forgotten
         if self.pool is not None:
             assert not sessions, "blocks say what is computed"
             self._take_blocks(blocks, scheduled)
