@@ -90,10 +90,12 @@ void StepExecutor::initialize_kv_cache(int64_t num_tokens, int block_size,
   thread_.run([&] {
     auto cache = std::make_unique<ContiguousKVCache>(*kv_cache_spec_, num_tokens, block_size);
     prefix_cache_.reset();
-    if (num_prefix_cache_blocks != 0)
+    contiguous_cache_ = nullptr;
+    if (num_prefix_cache_blocks != 0) {
       prefix_cache_ =
           std::make_unique<PrefixCache>(*kv_cache_spec_, num_prefix_cache_blocks, block_size);
-    contiguous_cache_ = cache.get();
+      contiguous_cache_ = cache.get();
+    }
     cache_ = std::move(cache);
   });
 }
