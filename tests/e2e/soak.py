@@ -26,7 +26,17 @@ from tests.e2e.server import Server
 from tests.e2e.soak_traffic import Traffic
 from tests.e2e.test_server import is_idle, metrics, wait_until
 
-MODES = {"managed": "0", "paged": "1"}
+# Variables of the KV cache's modes, and vLLM's name of what a cache of prefixes counts there.
+MODES = {
+    "managed": {"VLLM_METAL_USE_PAGED_ATTENTION": "0"},
+    "prefix-cache": {
+        "VLLM_METAL_USE_PAGED_ATTENTION": "0",
+        "VLLM_METAL_PREFIX_CACHE": "1",
+        "VLLM_METAL_PREFIX_CACHE_FRACTION": "0.006",  # some hundred blocks, so that some go
+    },
+    "paged": {"VLLM_METAL_USE_PAGED_ATTENTION": "1"},
+}
+PREFIX_COUNTERS = {"prefix-cache": "external_prefix_cache", "paged": "prefix_cache"}
 SERVER_ARGUMENTS = (
     *("--dtype", "float32", "--max-model-len", "1408", "--enable-prompt-tokens-details"),
     *("--max-num-batched-tokens", "512", "--max-num-seqs", "12"),
@@ -202,11 +212,12 @@ def _check_accounting(check: Callable, soak: Soak, end: Sample) -> None:
         ended["error"] == 0 and least <= total <= total + ended["abort"] <= most,
         f"{total:.0f} answers and {ended['abort']:.0f} aborts of {least} to {most}",
     )
-    hits = counted.get("vllm:prefix_cache_hits_total", 0.0)
+    counter = f"vllm:{PREFIX_COUNTERS.get(soak.mode, 'prefix_cache')}"
+    hits = counted.get(f"{counter}_hits_total", 0.0)
     check(
-        "prefixes are cached in the paged mode",
-        (hits > 0) == (soak.mode == "paged"),
-        f"{hits:.0f} of {counted.get('vllm:prefix_cache_queries_total', 0.0):.0f} tokens",
+        "prefixes are cached in the modes that do",
+        (hits > 0) == (soak.mode in PREFIX_COUNTERS),
+        f"{hits:.0f} of {counted.get(f'{counter}_queries_total', 0.0):.0f} tokens",
     )
 
 
@@ -266,11 +277,10 @@ def main() -> int:
         from vllm_metal.default_model import ensure_default_model
 
         options.model = ensure_default_model()
-    variables = {"VLLM_METAL_USE_PAGED_ATTENTION": MODES[options.mode]}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         server_arguments = (*SERVER_ARGUMENTS, *arguments)
-        with Server(options.model, log, *server_arguments, variables=variables) as server:
+        with Server(options.model, log, *server_arguments, variables=MODES[options.mode]) as server:
             soak = run_soak(
                 server,
                 mode=options.mode,

@@ -10,9 +10,10 @@ CLIENTS = 6
 
 def test_two_minutes(default_model, tmp_path):
     """A server of its own, with too little room for all: it preempts, and shares prefixes."""
-    variables = {"VLLM_METAL_USE_PAGED_ATTENTION": soak.MODES["paged"]}
     log = tmp_path / "server.log"
-    with Server(default_model, log, *soak.SERVER_ARGUMENTS, variables=variables) as server:
+    with Server(
+        default_model, log, *soak.SERVER_ARGUMENTS, variables=soak.MODES["paged"]
+    ) as server:
         found = soak.run_soak(server, mode="paged", seconds=SECONDS, clients=CLIENTS)
     print(found.summary())
     assert found.passed, found.summary()

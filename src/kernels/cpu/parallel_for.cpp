@@ -227,10 +227,12 @@ class Pool {
 // the workers, so it drops the pool and makes its own when it needs one.
 std::atomic<Pool*> process_pool{nullptr};
 
+// Before main: a child forked in the middle of a local static's set-up would wait for it forever.
+[[maybe_unused]] const int registered =
+    pthread_atfork(nullptr, nullptr, [] { process_pool.store(nullptr); });
+
 Pool& pool() {
   if (Pool* existing = process_pool.load(std::memory_order_acquire)) return *existing;
-  [[maybe_unused]] static const int registered =
-      pthread_atfork(nullptr, nullptr, [] { process_pool.store(nullptr); });
   Pool* expected = nullptr;
   Pool* created = new Pool;  // its threads start with its first job
   if (process_pool.compare_exchange_strong(expected, created)) return *created;
@@ -247,7 +249,9 @@ int choose_num_threads() {
 }  // namespace
 
 int num_threads() {
-  static const int count = choose_num_threads();
+  static std::atomic<int> chosen{0};  // by whoever comes first; all choose the same
+  int count = chosen.load(std::memory_order_relaxed);
+  if (count == 0) chosen.store(count = choose_num_threads(), std::memory_order_relaxed);
   return count;
 }
 
