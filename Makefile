@@ -26,21 +26,13 @@ help:  ## list the commands
 serve:  ## set up and serve the default model, or MODEL=…, on 127.0.0.1:8000
 	@$(SYSTEM_PYTHON) scripts/serve.py
 
-# Both kinds run even if one fails. $(1): more arguments of pytest, which runs two files at a time:
-# they wait for servers and imports most of the time. Each server takes some GB.
-define run_tests
-	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
-	@status=0; \
-	.venv/bin/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure || status=1; \
-	$(PY) -m pytest --numprocesses 2 --dist loadgroup $(1) || status=1; \
-	exit $$status
-endef
-
 test: setup  ## set up and run all tests: C++, plugin, parity, end to end
-	$(call run_tests)
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
+	@scripts/run_tests.sh all
 
 test-fast: setup  ## the tests that need neither a server nor the real model
-	$(call run_tests,-m "not slow")
+	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
+	@scripts/run_tests.sh fast
 
 test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batches, an hour
 	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels test_gpu

@@ -100,7 +100,7 @@ void check_against_reference(const AttentionCase& c, const TableBatch& batch,
     SCOPED_TRACE(text("request ", request, ", query ", query, ", head ", head));
     const size_t first =
         ((batch.layout().query_starts[request] + query) * c.heads.num_heads + head) * dim;
-    expect_close({result.begin() + first, result.begin() + first + dim},
+    expect_close(std::vector<double>(result.begin() + first, result.begin() + first + dim),
                  batch.reference(request, query, head), tolerance_of(c.dtype));
   });
 }
@@ -117,9 +117,9 @@ void check_against_fallback(const AttentionCase& c, TableBatch& batch,
         tokens_of(batch.queries, begin, end), {batch.keys, batch.values, layout}, batch.options);
     SCOPED_TRACE(text("the fallback of request ", request));
     ASSERT_EQ(fallback.dtype(), c.dtype);
-    ASSERT_NO_FATAL_FAILURE(
-        expect_close({result.begin() + begin * width, result.begin() + end * width},
-                     values_of(fallback), fallback_tolerance_of(c.dtype)));
+    ASSERT_NO_FATAL_FAILURE(expect_close(
+        std::vector<double>(result.begin() + begin * width, result.begin() + end * width),
+        values_of(fallback), fallback_tolerance_of(c.dtype)));
     if (c.batch == 1) return;
   }
 }
