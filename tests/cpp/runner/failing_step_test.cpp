@@ -78,7 +78,7 @@ TEST_P(FailingStepTest, AKernelThatThrowsFailsItsStep) {
     output.wait();
     no_working_memory = false;
     EXPECT_THAT(test::error_of([&] { output.get(); }),
-                HasSubstr("[VarlenAttention] cannot allocate"));  // MLX may throw it first
+                HasSubstr("cannot allocate its working memory"));
     EXPECT_THROW(runner_->step({.finished = {"failing"}}), std::runtime_error);  // told once more
     runner_->step({.finished = {"failing"}});
     EXPECT_EQ(runner_->step(prompt("after", kLength, kLength)).token_ids.at(0), expected);
