@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "common/huge_pages.h"
+#include "cache/kv_pools.h"
 #include "common/text.h"
 #include "kernels/kv_write.h"
 
@@ -55,20 +55,9 @@ size_t PagedKVCache::pool_bytes() const {
 }
 
 void PagedKVCache::allocate() {
-  const mx::Shape shape{static_cast<int>(num_blocks_ * block_size_), spec_.num_kv_heads,
-                        spec_.head_dim};
-  std::vector<mx::array> keys, values;  // all of them or none
-  try {
-    for (int layer = 0; layer < spec_.num_layers; ++layer) {
-      keys.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
-      values.push_back(uninitialized_in_huge_pages(shape, spec_.dtype));
-    }
-  } catch (const std::runtime_error& error) {
-    throw std::runtime_error(text("[paged_kv_cache] cannot allocate ", num_blocks_, " blocks, ",
-                                  pool_bytes() >> 20, " MiB: ", error.what()));
-  }
-  keys_ = std::move(keys);
-  values_ = std::move(values);
+  KVPools pools = allocate_pools("paged_kv_cache", spec_, num_blocks_, block_size_);
+  keys_ = std::move(pools.keys);
+  values_ = std::move(pools.values);
   if (ledger_) clear_null_block();
 }
 

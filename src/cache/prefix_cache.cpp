@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "common/mlx_buffer.h"
+#include "cache/kv_pools.h"
 #include "common/text.h"
 #include "kernels/kv_write.h"
 
@@ -66,12 +66,9 @@ size_t PrefixCache::nbytes() const {
 }
 
 void PrefixCache::allocate() {
-  const mx::Shape shape{static_cast<int>(num_blocks_ * block_size_), spec_.num_kv_heads,
-                        spec_.head_dim};
-  for (int layer = 0; layer < spec_.num_layers; ++layer) {
-    keys_.push_back(uninitialized(shape, spec_.dtype));
-    values_.push_back(uninitialized(shape, spec_.dtype));
-  }
+  KVPools pools = allocate_pools("prefix_cache", spec_, num_blocks_, block_size_);
+  keys_ = std::move(pools.keys);
+  values_ = std::move(pools.values);
 }
 
 void PrefixCache::clear() {

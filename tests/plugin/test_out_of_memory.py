@@ -130,6 +130,34 @@ def test_in_the_pool_of_blocks(run):
     """)
 
 
+def test_in_the_pool_of_the_prefix_cache(run):
+    """It is made at the first save, and whole or not at all."""
+    run("""
+        def save(name, place):
+            return _core.PrefixCacheInput(saves_of_scheduled=[(name, 0, [place])])
+
+        def prefill(name, computed=0, **prefix_cache):
+            new = [(name, [7] * 50, 0, GREEDY)]
+            scheduled = [(name, computed, 50 - computed)]
+            return runner.step(new_requests=new, scheduled=scheduled, **prefix_cache).token_ids
+
+        runner = load()
+        runner.initialize_kv_cache(1000, 16, 3000)
+        expected = step(runner, "a", 50)
+        runner.step(finished=["a"])
+        with refused(100, "[prefix_cache] cannot allocate 3000 blocks, 750 MiB: [memory]"):
+            prefill("b", prefix_cache=save("b", 0))
+        with contextlib.suppress(RuntimeError):
+            runner.step(finished=["b"])
+        runner.step(finished=["b"])
+        assert runner.prefix_cache_bytes == 0
+        assert prefill("c", prefix_cache=save("c", 5)) == expected
+        runner.step(finished=["c"])
+        load_of = _core.PrefixCacheInput(loads=[("d", 0, [5])])
+        assert prefill("d", computed=16, prefix_cache=load_of) == expected
+    """)
+
+
 def test_in_a_step(run):
     run("""
         runner = load()
