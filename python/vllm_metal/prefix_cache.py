@@ -8,7 +8,6 @@ known here is always what the device will find, however many steps are under way
 ends the engine, and the directory with it.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +161,8 @@ class MetalPrefixCacheConnector(KVConnectorBase_V1, SupportsHMA):
     def _save(self, request: "Request", num_tokens: int, saves: list[CachedBlocks]) -> None:
         if self._index is None or not self.saves:
             return
-        hashes: Iterable[bytes] = request.block_hashes[: num_tokens // self._block_size]
-        first_block, blocks = self._index.save(list(hashes))
+        hashes = request.block_hashes[: num_tokens // self._block_size]
+        first_block, blocks = self._index.save(hashes)
         if blocks:
             saves.append((request.request_id, first_block, blocks))
 

@@ -47,12 +47,10 @@ constexpr std::array<Variable, 10> kVariables{{
      "cache directory"},
     {"VLLM_METAL_PREFIX_CACHE", "",
      "`1`: prompts that begin alike are computed once, `0`: each is. Unset: `1` with vLLM's paged "
-     "KV "
-     "cache, else `0`. `--enable-prefix-caching` and `--no-enable-prefix-caching` come first"},
+     "KV cache, else `0`. `--enable-prefix-caching` and `--no-enable-prefix-caching` come first"},
     {"VLLM_METAL_PREFIX_CACHE_FRACTION", "0.05",
      "with the MLX-managed cache: share of the memory that the device recommends to use at most, "
-     "or "
-     "has, for prefixes, in (0, 1]"},
+     "or has, for prefixes, in (0, 1]"},
 }};
 
 [[noreturn]] void refuse(const char* name, const std::string& value, const std::string& allowed) {
