@@ -5,22 +5,22 @@
 
 #include <gmock/gmock.h>
 
-#include <random>
 #include <stdexcept>
 
 #include "common/mlx_buffer.h"
+#include "runner/prompt_tokens.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
 namespace vllm_metal {
 namespace {
 
+using test::kGreedy;
+using test::prompt;
 using test::TempDir;
 using test::TinyLlama;
+using test::Tokens;
 using testing::HasSubstr;
-using Tokens = std::vector<int32_t>;
-
-const SamplingParams kGreedy{.temperature = 0.0f};
 
 class ModelRunnerTest : public testing::Test {
  protected:
@@ -32,13 +32,6 @@ class ModelRunnerTest : public testing::Test {
     runner_ = std::make_unique<ModelRunner>(
         ModelRunnerOptions{dir_->path(), read_model_config(dir_->path()), dtype, {}});
     runner_->initialize_kv_cache(cache_tokens, 16);
-  }
-
-  static Tokens prompt(int seed, int length) {
-    std::mt19937 random(static_cast<unsigned>(seed));
-    Tokens tokens;
-    for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % 128));
-    return tokens;
   }
 
   // The whole prompt at once, then a token a step.

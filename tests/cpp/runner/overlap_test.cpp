@@ -2,30 +2,22 @@
 // Steps launched before the tokens of the step before are known.
 #include <gmock/gmock.h>
 
-#include <random>
 #include <stdexcept>
 
 #include "common/mlx_buffer.h"
 #include "runner/model_runner.h"
+#include "runner/prompt_tokens.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
 namespace vllm_metal {
 namespace {
 
+using test::kGreedy;
+using test::length;
+using test::prompt;
+using test::Tokens;
 using testing::HasSubstr;
-using Tokens = std::vector<int32_t>;
-
-const SamplingParams kGreedy{.temperature = 0.0f};
-
-Tokens prompt(int seed, int length) {
-  std::mt19937 random(static_cast<unsigned>(seed));
-  Tokens tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % 128));
-  return tokens;
-}
-
-int32_t length(const Tokens& tokens) { return static_cast<int32_t>(tokens.size()); }
 
 class OverlapTest : public testing::Test {
  protected:

@@ -6,35 +6,18 @@
 #include <gmock/gmock.h>
 
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "runner/model_runner.h"
+#include "runner/prompt_tokens.h"
 #include "support/block_scheduler.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
 namespace vllm_metal::test {
 
-using Tokens = std::vector<int32_t>;
-
-inline const SamplingParams kGreedy{.temperature = 0.0f};
 constexpr int64_t kNumBlocks = 60;
-
-inline Tokens prompt(int seed, int length) {
-  std::mt19937 random(static_cast<unsigned>(seed));
-  Tokens tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % 128));
-  return tokens;
-}
-
-inline int32_t length(const Tokens& tokens) { return static_cast<int32_t>(tokens.size()); }
-
-inline Tokens operator+(Tokens tokens, const Tokens& more) {
-  tokens.insert(tokens.end(), more.begin(), more.end());
-  return tokens;
-}
 
 // The parameter is the block size.
 class PagedRunnerTest : public testing::TestWithParam<int> {

@@ -2,10 +2,10 @@
 // Steps of the MLX-managed KV cache with a prefix cache: answers are those without.
 #include <gmock/gmock.h>
 
-#include <random>
 #include <stdexcept>
 
 #include "runner/model_runner.h"
+#include "runner/prompt_tokens.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "support/tiny_llama.h"
@@ -13,25 +13,14 @@
 namespace vllm_metal {
 namespace {
 
+using test::kGreedy;
+using test::length;
+using test::Tokens;
+using test::operator+;
+using test::prompt;
 using testing::HasSubstr;
-using Tokens = std::vector<int32_t>;
 
 constexpr int kBlock = 16;
-const SamplingParams kGreedy{.temperature = 0.0f};
-
-Tokens prompt(int seed, int length) {
-  std::mt19937 random(static_cast<unsigned>(seed));
-  Tokens tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % 128));
-  return tokens;
-}
-
-Tokens operator+(Tokens first, const Tokens& second) {
-  first.insert(first.end(), second.begin(), second.end());
-  return first;
-}
-
-int32_t length(const Tokens& tokens) { return static_cast<int32_t>(tokens.size()); }
 
 class PrefixCacheRunner : public testing::Test {
  protected:
