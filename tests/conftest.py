@@ -4,8 +4,8 @@
 import os
 import signal
 
-# Before anything imports a hub's client, which reads it then.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports vLLM or a hub's client, which read them then.
+os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that; tests
 # of an interrupted command need it to be heard.

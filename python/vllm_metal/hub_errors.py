@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from vllm_metal import envs
+from vllm_metal.model_directory import is_file_name
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -98,7 +99,7 @@ def check_name(model: str) -> None:
 
     The Hugging Face Hub's client checks names by itself.
     """
-    if any(part in ("", ".", "..") for part in model.split("/")) or "\0" in model:
+    if not all(map(is_file_name, model.split("/"))):
         raise HubError(_bad_name(model)) from None
 
 

@@ -20,6 +20,7 @@ from vllm_metal.model_directory import (
     check_replaceable,
     filled_in_place,
     is_current,
+    is_file_name,
     write_json,
     write_manifest,
 )
@@ -103,7 +104,7 @@ def import_gguf(
         raise ValueError(f"[import-gguf] {file} is not a file.")
     if directory is None:
         name = file.name.removesuffix(".gguf")
-        if name in ("", ".", ".."):
+        if not is_file_name(name):
             raise ValueError(f"[import-gguf] {file} names no model; name a directory to write.")
         directory = cache_directory() / "models" / name
     target = directory.expanduser().resolve()

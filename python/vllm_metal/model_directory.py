@@ -176,7 +176,7 @@ def _read_manifest(directory: Path) -> tuple[SourceFile, dict[str, dict[str, Any
         files = {str(name): dict(entry) for name, entry in manifest["files"].items()}
         if any("size" not in entry or "sha256" not in entry for entry in files.values()):
             raise KeyError("files")
-        if any(not _is_name(name) for name in files):
+        if any(not is_file_name(name) for name in files):
             raise KeyError("files")
         return SourceFile(**manifest["source"]), files
     except OSError as error:
@@ -187,7 +187,7 @@ def _read_manifest(directory: Path) -> tuple[SourceFile, dict[str, dict[str, Any
         raise ModelDirectoryError(f"{path} is damaged.") from error
 
 
-def _is_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether `name` is of a file in a folder, and not of one elsewhere."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 

@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 
 # Read by vLLM when it is imported, which the tests do after this file.
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_NO_USAGE_STATS="1",
-    DO_NOT_TRACK="1",
-    HF_HUB_OFFLINE="1",
-)
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from tests.plugin import fake_core as fake_core_module
 from tests.plugin.hub_stand_in import serve_hub
