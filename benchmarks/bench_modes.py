@@ -12,7 +12,6 @@ for each request. Both servers run at once and take turns; a run is one request 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,14 +31,12 @@ TARGETS = {"own prefixes": 0.95, "shared prefixes": 1.3}
 def measure(
     running: dict[str, servers.Server], wave: load.Load, runs: int, first_seed: int
 ) -> dict[str, Figures]:
-    """Runs of one load, the servers in turns; the first of each does not count."""
-    result: dict[str, Figures] = {mode: defaultdict(list) for mode in running}
-    for run in range(runs + 1):
-        for mode, server in running.items():
-            requests = load.drive(server.url, servers.MODEL, wave, seed=first_seed + run)
-            for name, value in figures(requests).items() if run > 0 else ():
-                result[mode][name].append(value)
-    return result
+    """Runs of one load."""
+
+    def run(server: servers.Server, number: int) -> dict[str, float]:
+        return figures(load.drive(server.url, servers.MODEL, wave, seed=first_seed + number))
+
+    return servers.in_turns(running, runs, run)
 
 
 def rows(what: str, measured: dict[str, Figures], target: float) -> list[Row]:

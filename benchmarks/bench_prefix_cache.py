@@ -16,7 +16,6 @@ import asyncio
 import random
 import statistics
 import sys
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +78,6 @@ def figures(turns: list[list[Request]]) -> dict[str, float]:
     }
 
 
-def measure(running: dict[str, servers.Server], chat: Chat, runs: int) -> dict[str, Figures]:
-    """Return the figures of the runs, the servers in turns; the first of each does not count."""
-    result: dict[str, Figures] = {name: defaultdict(list) for name in running}
-    for run in range(runs + 1):
-        for name, server in running.items():
-            turns = converse(server.url, chat, seed=run)
-            for figure, value in figures(turns).items() if run > 0 else ():
-                result[name][figure].append(value)
-    return result
-
-
 def rows(measured: dict[str, Figures]) -> list[Row]:
     on, off = (measured[name] for name in SERVERS)
     result = []
@@ -129,7 +117,9 @@ def main() -> int:
             )
             for name, prefix_cache in SERVERS.items()
         }
-        measured = measure(running, chat, runs)
+        measured = servers.in_turns(
+            running, runs, lambda server, seed: figures(converse(server.url, chat, seed))
+        )
     result.rows += rows(measured)
     num_prompt = sum(
         SYSTEM_LEN + turn * ANSWER_LEN + (turn + 1) * QUESTION_LEN for turn in range(chat.turns)

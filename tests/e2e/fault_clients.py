@@ -3,11 +3,12 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,12 +158,23 @@ async def vanish(http: aiohttp.ClientSession, server: Server, after_chunks: int)
             response.close()
 
 
-async def keep_asking(
-    server: Server, asks: Iterator[Ask], outcomes: Outcomes, done: asyncio.Event
+async def ask_meanwhile(
+    server: Server, asks: list[Ask], outcomes: Outcomes, happening: Awaitable[object]
+) -> None:
+    """Have six clients ask again and again until it has happened, and be answered once more."""
+    done = asyncio.Event()
+    asking = [asyncio.create_task(_keep_asking(server, asks, outcomes, done)) for _ in range(6)]
+    await happening
+    done.set()
+    await asyncio.gather(*asking)
+
+
+async def _keep_asking(
+    server: Server, asks: list[Ask], outcomes: Outcomes, done: asyncio.Event
 ) -> None:
     """Ask one after the other, whatever happens, until one is answered after it is done."""
     async with session() as http:
-        for number, ask in enumerate(asks):
+        for number, ask in enumerate(itertools.cycle(asks)):
             last = done.is_set()
             if await ask_once(http, server, ask, outcomes, stream=number % 2 == 0):
                 if last:

@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import resource
 import shutil
 import signal
@@ -19,8 +18,8 @@ from tests.e2e.fault_clients import (
     Ask,
     Outcomes,
     ask_all,
+    ask_meanwhile,
     ask_once,
-    keep_asking,
     known_asks,
     session,
 )
@@ -142,23 +141,16 @@ def test_restart_under_load(managed, asks):
     """Clients that ask again and again are answered in the end, and never wait long."""
     outcomes = Outcomes()
 
-    def restart():
+    async def restart():
+        await asyncio.sleep(1)
+        await asyncio.to_thread(stop_and_start)
+
+    def stop_and_start():
         assert managed.send_signal(signal.SIGTERM, MOST_SECONDS) == (0, [])
         managed.start()
         managed.wait_until_ready()
 
-    async def run():
-        done = asyncio.Event()
-        asking = [
-            asyncio.create_task(keep_asking(managed, itertools.cycle(asks), outcomes, done))
-            for _ in range(6)
-        ]
-        await asyncio.sleep(1)
-        await asyncio.to_thread(restart)
-        done.set()
-        await asyncio.gather(*asking)
-
-    asyncio.run(run())
+    asyncio.run(ask_meanwhile(managed, asks, outcomes, restart()))
     outcomes.check()
     assert outcomes.right >= 12
     assert outcomes.errors
