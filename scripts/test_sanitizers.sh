@@ -8,7 +8,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 # memory than there is.
 # Stacks that are kept after a return are aligned too little for AVX-512 by GCC 13 (its bug 110027).
 export ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=0"
-export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
 export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp:die_after_fork=0:allocator_may_return_null=1"
 export UBSAN_OPTIONS="print_stacktrace=1"
 
