@@ -214,9 +214,20 @@ void StepExecutor::save_prefixes(const std::vector<CachedBlocks>& blocks) {
   mx::async_eval(pools);
 }
 
+// Embeddings, and the hidden states and logits that tokens are drawn from, are made by ops of MLX's
+// own, which do not look whether there is memory for them.
+void StepExecutor::expect_memory_of_mlx(const PackedStep& step) const {
+  const auto hidden_size = static_cast<size_t>(config_.hidden_size);
+  const auto vocab_size = static_cast<size_t>(config_.vocab_size);
+  const size_t hidden_bytes =
+      (step.token_ids.size() + step.sample_rows.size()) * hidden_size * mx::size_of(dtype_);
+  expect_memory(hidden_bytes + step.sample_rows.size() * vocab_size * sizeof(float));
+}
+
 StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
                                              const std::vector<CachedBlocks>& loads) {
   if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
+  expect_memory_of_mlx(step);
   const BatchLayout layout = cache_->prepare(step.cache);
   if (!loads.empty()) prefix_cache_->load(*contiguous_cache_, loads);
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};

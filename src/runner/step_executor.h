@@ -75,6 +75,7 @@ class StepExecutor {
   void release(const std::vector<RequestKey>& keys);
   void clear_prefix_cache();
   void save_prefixes(const std::vector<CachedBlocks>& blocks);
+  void expect_memory_of_mlx(const PackedStep& step) const;  // throws std::runtime_error
   Launched forward(const PackedStep& step, const std::vector<CachedBlocks>& loads);
   mx::array input_ids(const PackedStep& step) const;
   mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
