@@ -2,6 +2,7 @@
 #include "common/mlx_buffer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <list>
 #include <map>
@@ -93,6 +94,11 @@ bool heap_has(size_t bytes) {
   return found;
 }
 
+// What MLX's ops may need beside what steps announce: arrays of a few numbers, mostly.
+constexpr size_t kAlwaysFreeBytes = size_t{1} << 20;
+
+std::atomic<size_t> bytes_to_leave_free = kAlwaysFreeBytes;
+
 [[noreturn]] void no_memory(size_t bytes) {
   throw std::runtime_error(
       text("[memory] cannot allocate ", bytes, " bytes: the system has no more."));
@@ -107,9 +113,15 @@ mx::allocator::Data small_memory(size_t bytes) {
 }  // namespace
 
 void expect_memory(size_t bytes) {
-  if (mx::default_device() != mx::Device(mx::Device::cpu) || heap_has(bytes)) return;
+  if (mx::default_device() != mx::Device(mx::Device::cpu)) return;
+  const size_t with_free = bytes + bytes_to_leave_free.load(std::memory_order_relaxed);
+  if (heap_has(with_free)) return;
   release_reusable_memory();
-  if (!heap_has(bytes)) no_memory(bytes);
+  if (!heap_has(with_free)) no_memory(bytes);
+}
+
+void leave_memory_free(size_t bytes) {
+  bytes_to_leave_free.store(kAlwaysFreeBytes + bytes, std::memory_order_relaxed);
 }
 
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {

@@ -13,6 +13,9 @@ namespace vllm_metal {
 // themselves. The functions below ask for what they allocate.
 void expect_memory(size_t bytes);
 
+// What they leave for ops of MLX's own, until the next call: `bytes` and a megabyte.
+void leave_memory_free(size_t bytes);
+
 // A row-contiguous array with its own, uninitialised memory. Not a graph node: the
 // caller fills it through `array.data<T>()` before any op reads it.
 mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype);

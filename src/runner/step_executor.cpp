@@ -23,6 +23,8 @@ mx::array int32_array(const std::vector<int32_t>& values) {
   return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
 }
 
+constexpr int32_t kMaxScoredRows = 64;  // of a prompt, whose logits exist at a time
+
 // The calling thread's: of the device, and of the CPU, where tokens are drawn.
 void wait_for_streams() {
   mx::synchronize();
@@ -215,19 +217,26 @@ void StepExecutor::save_prefixes(const std::vector<CachedBlocks>& blocks) {
 }
 
 // Embeddings, and the hidden states and logits that tokens are drawn from, are made by ops of MLX's
-// own, which do not look whether there is memory for them.
-void StepExecutor::expect_memory_of_mlx(const PackedStep& step) const {
+// own, which do not look whether there is memory for them: ours leave it to them. The step before
+// may still be under way.
+void StepExecutor::leave_memory_to_mlx(const PackedStep& step) {
+  size_t rows = step.sample_rows.size();
+  for (const auto& prompt : step.prompt_rows) {
+    rows = std::max(rows, static_cast<size_t>(std::min(kMaxScoredRows, prompt.count)));
+  }
   const auto hidden_size = static_cast<size_t>(config_.hidden_size);
-  const auto vocab_size = static_cast<size_t>(config_.vocab_size);
   const size_t hidden_bytes =
-      (step.token_ids.size() + step.sample_rows.size()) * hidden_size * mx::size_of(dtype_);
-  expect_memory(hidden_bytes + step.sample_rows.size() * vocab_size * sizeof(float));
+      (step.token_ids.size() + rows) * hidden_size * mx::size_of(dtype_);
+  const size_t bytes = hidden_bytes + rows * static_cast<size_t>(config_.vocab_size) * sizeof(float);
+  expect_memory(bytes);
+  leave_memory_free(bytes + bytes_of_mlx_);
+  bytes_of_mlx_ = bytes;
 }
 
 StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
                                              const std::vector<CachedBlocks>& loads) {
   if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
-  expect_memory_of_mlx(step);
+  leave_memory_to_mlx(step);
   const BatchLayout layout = cache_->prepare(step.cache);
   if (!loads.empty()) prefix_cache_->load(*contiguous_cache_, loads);
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
@@ -271,11 +280,10 @@ mx::array StepExecutor::logits_of_rows(const mx::array& hidden,
 
 std::vector<mx::array> StepExecutor::score_prompts(const mx::array& hidden,
                                                    const PackedStep& step) const {
-  constexpr int32_t kMaxRows = 64;  // whose logits exist at a time
   std::vector<mx::array> nodes;
   for (const auto& prompt : step.prompt_rows) {
-    for (int32_t begin = 0; begin < prompt.count; begin += kMaxRows) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(kMaxRows, prompt.count - begin)));
+    for (int32_t begin = 0; begin < prompt.count; begin += kMaxScoredRows) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(kMaxScoredRows, prompt.count - begin)));
       std::iota(rows.begin(), rows.end(), prompt.first_row + begin);
       nodes.push_back(
           score_prompt(logits_of_rows(hidden, rows), prompt.scores, prompt.first_position + begin));

@@ -75,7 +75,7 @@ class StepExecutor {
   void release(const std::vector<RequestKey>& keys);
   void clear_prefix_cache();
   void save_prefixes(const std::vector<CachedBlocks>& blocks);
-  void expect_memory_of_mlx(const PackedStep& step) const;  // throws std::runtime_error
+  void leave_memory_to_mlx(const PackedStep& step);  // throws std::runtime_error
   Launched forward(const PackedStep& step, const std::vector<CachedBlocks>& loads);
   mx::array input_ids(const PackedStep& step) const;
   mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
@@ -96,6 +96,7 @@ class StepExecutor {
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
   bool count_nodes_ = false;
   size_t last_step_nodes_ = 0;
+  size_t bytes_of_mlx_ = 0;  // that ops of the last step take without asking
   bool keep_logits_ = false;
   std::optional<mx::array> last_logits_;
   TaskThread thread_;  // last: its tasks use the others

@@ -63,6 +63,14 @@ TEST_F(ReusableMemory, IsGivenBackBeforeMemoryIsRefused) {
   EXPECT_LE(mx::get_active_memory(), active);
 }
 
+TEST_F(ReusableMemory, AllocationsLeaveWhatWasAskedFor) {
+  const auto allocate = [] { uninitialized({16}, mx::uint8); };
+  leave_memory_free(size_t{1} << 50);
+  EXPECT_THAT(test::error_of(allocate), testing::HasSubstr("[memory] cannot allocate 16 bytes"));
+  leave_memory_free(0);
+  EXPECT_NO_THROW(allocate());
+}
+
 TEST_F(ReusableMemory, IsLimitedAndForgetsTheOldest) {
   constexpr int kBytes = 48 << 20;
   constexpr size_t kMost = kMaxReusableBytes / kBytes;

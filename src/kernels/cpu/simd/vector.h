@@ -67,8 +67,21 @@ VLLM_METAL_INLINE Floats as_floats(Words bits) { return (Floats)bits; }
 VLLM_METAL_INLINE Words as_words(Floats values) { return (Words)values; }
 VLLM_METAL_INLINE Words as_words(Ints values) { return (Words)values; }
 
-VLLM_METAL_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
-VLLM_METAL_INLINE Floats fma(float a, Floats b, Floats c) { return a * b + c; }
+// a * b + c, rounded once where the instruction set can. The instruction itself: whether compilers
+// contract the expression depends on the code around it, and what is summed in one place must equal
+// what is summed in another.
+VLLM_METAL_INLINE Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+VLLM_METAL_INLINE Floats fma(float a, Floats b, Floats c) { return fma(broadcast(a), b, c); }
 // The second operand where either is a NaN, as the machine's own instruction.
 VLLM_METAL_INLINE Floats max(Floats a, Floats b) { return a > b ? a : b; }
 VLLM_METAL_INLINE Floats min(Floats a, Floats b) { return a < b ? a : b; }
