@@ -225,9 +225,9 @@ void StepExecutor::leave_memory_to_mlx(const PackedStep& step) {
     rows = std::max(rows, static_cast<size_t>(std::min(kMaxScoredRows, prompt.count)));
   }
   const auto hidden_size = static_cast<size_t>(config_.hidden_size);
-  const size_t hidden_bytes =
-      (step.token_ids.size() + rows) * hidden_size * mx::size_of(dtype_);
-  const size_t bytes = hidden_bytes + rows * static_cast<size_t>(config_.vocab_size) * sizeof(float);
+  const size_t hidden_bytes = (step.token_ids.size() + rows) * hidden_size * mx::size_of(dtype_);
+  const size_t bytes =
+      hidden_bytes + rows * static_cast<size_t>(config_.vocab_size) * sizeof(float);
   expect_memory(bytes);
   leave_memory_free(bytes + bytes_of_mlx_);
   bytes_of_mlx_ = bytes;
@@ -283,7 +283,8 @@ std::vector<mx::array> StepExecutor::score_prompts(const mx::array& hidden,
   std::vector<mx::array> nodes;
   for (const auto& prompt : step.prompt_rows) {
     for (int32_t begin = 0; begin < prompt.count; begin += kMaxScoredRows) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(kMaxScoredRows, prompt.count - begin)));
+      std::vector<int32_t> rows(
+          static_cast<size_t>(std::min(kMaxScoredRows, prompt.count - begin)));
       std::iota(rows.begin(), rows.end(), prompt.first_row + begin);
       nodes.push_back(
           score_prompt(logits_of_rows(hidden, rows), prompt.scores, prompt.first_position + begin));
