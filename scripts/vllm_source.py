@@ -31,10 +31,10 @@ def locked_version() -> str:
     return found[1]
 
 
-def fetch(folder: Path) -> Path:
+def fetch(folder: Path, python: Path) -> Path:
     """Download the source distribution, its hash checked against the lock."""
     run(
-        [VENV_PYTHON, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
+        [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
          "--no-build-isolation", "--no-binary", "vllm", "--require-hashes", "-r", LOCK,
          "-d", folder],
         "Fetching vLLM",
@@ -65,21 +65,25 @@ def patch(source: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def build_wheel(key: str) -> Path:
-    """Return the wheel, kept in .cache/vllm under the key of what it is made from."""
+def build_wheel(key: str, python: Path = VENV_PYTHON, device: str = "empty") -> Path:
+    """Return the wheel, kept in .cache/vllm under the key of what it is made from.
+
+    python: of an environment with what is locked in serve.txt. device: "empty" makes a pure-Python
+    wheel, "cpu" compiles vLLM's CPU kernels.
+    """
     folder = CACHE / "vllm" / key[:12]
     for built in folder.glob("*.whl"):
         return built
-    work = CACHE / "vllm" / "build"
+    work = CACHE / "vllm" / f"build-{device}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    source = unpack(fetch(work))
+    source = unpack(fetch(work, python))
     patch(source)
     run(
-        [VENV_PYTHON, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
+        [python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
          "--no-build-isolation", source, "-w", work],
         "Building vLLM",
-        VLLM_TARGET_DEVICE="empty",
+        VLLM_TARGET_DEVICE=device,
     )  # fmt: skip
     (wheel,) = work.glob("*.whl")
     folder.mkdir(parents=True, exist_ok=True)
