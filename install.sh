@@ -334,7 +334,7 @@ fetch_source() {
   fi
   source=$work/source
   run mkdir -p "$source"
-  run tar -xzf "$work/files/$archive" -C "$source" --strip-components 1
+  run tar -xzf "$work/files/$archive" -C "$source" --strip-components 1 || die "$archive cannot be unpacked."
 }
 
 # --- uv and Python ----------------------------------------------------------------------------

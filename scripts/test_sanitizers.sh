@@ -19,8 +19,9 @@ setarch "$(uname -m)" -R true 2>/dev/null && fixed_addresses=(setarch "$(uname -
 
 result=0
 for preset in "${@:-asan}"; do
-  cmake --preset "$preset" "${launcher[@]}" &&
+  # The bash of macOS takes an empty array for an unset variable.
+  cmake --preset "$preset" ${launcher[@]+"${launcher[@]}"} &&
     cmake --build "build/$preset" &&
-    "${fixed_addresses[@]}" ctest --test-dir "build/$preset" --output-on-failure || result=1
+    ${fixed_addresses[@]+"${fixed_addresses[@]}"} ctest --test-dir "build/$preset" --output-on-failure || result=1
 done
 exit "$result"

