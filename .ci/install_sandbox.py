@@ -18,6 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "install.sh"
 REPOSITORY = "https://example.test/owner/name"
+MAC_WHEEL = "vllm_metal-0.2.0-cp312-abi3-macosx_14_0_arm64.whl"
+MAC_311 = "vllm_metal-0.2.0-cp311-cp311-macosx_14_0_arm64.whl"
+LINUX_WHEEL = "vllm_metal-0.2.0-cp312-cp312-manylinux_2_35_x86_64.whl"
+VLLM = "vllm-0.32.0+empty-py3-none-any.whl"
+LOCKS = ("serve.txt", "torch-backend.txt")
+WHOLE = (MAC_WHEEL, MAC_311, LINUX_WHEEL, VLLM, *LOCKS)
+
 TOOLS = (
     "bash", "sh", "env", "awk", "cat", "cp", "cut", "dirname", "grep", "gzip", "head", "kill",
     "ln", "ls", "mkdir", "mv", "ps", "readlink", "rm", "sleep", "sort", "tar", "touch",

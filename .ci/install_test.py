@@ -10,14 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from install_sandbox import ROOT, SCRIPT, Sandbox, mac
-
-MAC_WHEEL = "vllm_metal-0.2.0-cp312-abi3-macosx_14_0_arm64.whl"
-MAC_311 = "vllm_metal-0.2.0-cp311-cp311-macosx_14_0_arm64.whl"
-LINUX_WHEEL = "vllm_metal-0.2.0-cp312-cp312-manylinux_2_35_x86_64.whl"
-VLLM = "vllm-0.32.0+empty-py3-none-any.whl"
-LOCKS = ("serve.txt", "torch-backend.txt")
-WHOLE = (MAC_WHEEL, MAC_311, LINUX_WHEEL, VLLM, *LOCKS)
+from install_sandbox import ROOT, SCRIPT, WHOLE, Sandbox, mac
 
 
 @pytest.fixture
@@ -122,109 +115,6 @@ def test_a_checkout_is_installed_from_its_source(sandbox, facts):
     assert f"source {sandbox.venv}/bin/activate" in output
     assert sandbox.installed().startswith(f"checkout {sandbox.checkout}")
     assert sandbox.left() == [".venv-vllm-metal"]
-
-
-INSTALLED = {  # facts, wheels that are installed, what is built
-    "macOS 14": (mac("14.0"), {MAC_WHEEL, VLLM}, []),
-    "macOS 26, no tools": (mac("26.0", FAKE_XCODE="2"), {MAC_WHEEL, VLLM}, []),
-    "Python 3.13": (mac("15.0", FAKE_PYTHON_TAG="313"), {MAC_WHEEL, VLLM}, []),
-    "Python 3.11": (mac("15.0", FAKE_PYTHON_TAG="311"), {MAC_311, VLLM}, []),
-    "Linux": ({}, {LINUX_WHEEL, VLLM}, []),
-    "no wheel for it": (
-        {"FAKE_MACHINE": "aarch64"}, {"vllm-metal-0-py3-none-any.whl", VLLM}, ["vllm-metal"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", INSTALLED)
-def test_the_latest_release_is_installed_when_piped(sandbox, name):
-    facts, wheels, built = INSTALLED[name]
-    sandbox.release("0.2.0", *WHOLE)
-    sandbox.tag("0.2.0")
-    code, output = sandbox.run(piped=True, **facts)
-    assert code == 0, output
-    assert set(re.findall("wheel (.*)", sandbox.log)) == wheels
-    assert re.findall("build (.*)", sandbox.log) == built
-    assert sandbox.installed().startswith("release 0.2.0")
-
-
-def test_a_tag_without_files_is_built_from_source(sandbox):
-    sandbox.tag("0.2.0")
-    code, output = sandbox.run("--version", "v0.2.0", piped=True)
-    assert code == 0, output
-    assert re.findall("build (.*)", sandbox.log) == ["vllm-metal", "vllm"]
-
-
-def test_the_source_among_the_files_is_preferred_and_checked(sandbox):
-    sandbox.release("0.2.0", *WHOLE, "vllm_metal-0.2.0.tar.gz")
-    code, output = sandbox.run("--from-source", piped=True)
-    assert code == 1
-    assert "vllm_metal-0.2.0.tar.gz cannot be unpacked" in output  # this one is no archive
-    assert "/releases/download/v0.2.0/vllm_metal-0.2.0.tar.gz" in sandbox.log
-    assert sandbox.left() == []
-
-
-def test_from_source_needs_a_compiler_when_piped(sandbox):
-    sandbox.release("0.2.0", *WHOLE)
-    code, output = sandbox.run("--from-source", piped=True, **mac("14.0", FAKE_XCODE="2"))
-    assert code == 1
-    assert "xcode-select --install" in output
-
-
-@pytest.mark.parametrize("spoilt", [MAC_WHEEL, VLLM, "serve.txt"])
-def test_a_file_with_another_checksum_is_refused(sandbox, spoilt):
-    (sandbox.release("0.2.0", *WHOLE) / spoilt).write_text("other")
-    code, output = sandbox.run(piped=True, **mac("15.0"))
-    assert code == 1
-    assert f"{spoilt} has the checksum" in output
-    assert "wheel " not in sandbox.log
-    assert sandbox.left() == []
-
-
-PIPED_FAILURES = {
-    "no network": ({"FAKE_NETWORK": "no"}, [], "Check the network"),
-    "no network, version": ({"FAKE_NETWORK": "no"}, ["--version", "0.2.0"], "cannot be reached"),
-    "no such version": ({}, ["--version", "9.9"], "neither a release nor a tag v9.9"),
-    "no repository": ({"VLLM_METAL_REPOSITORY": ""}, [], "set VLLM_METAL_REPOSITORY=owner/name"),
-}
-
-
-@pytest.mark.parametrize("name", PIPED_FAILURES)
-def test_releases_that_cannot_be_had(sandbox, name):
-    facts, arguments, message = PIPED_FAILURES[name]
-    sandbox.release("0.2.0", *WHOLE)
-    code, output = sandbox.run(*arguments, piped=True, **facts)
-    assert code == 1
-    assert message in output
-    assert sandbox.left() == []
-
-
-def test_an_nvidia_gpu_brings_cuda(sandbox):
-    sandbox.release("0.2.0", *WHOLE)
-    _, output = sandbox.run("--dry-run", piped=True, FAKE_DRIVER="580.65.06")
-    assert "uninstall --quiet --python" in output
-    assert r"mlx\[cuda13\]" in output
-    code, output = sandbox.run("--dry-run", piped=True, FAKE_DRIVER="550.54.15")
-    assert code == 0
-    assert "driver 550.54.15 is too old" in output
-    assert "cuda13" not in output
-
-
-@pytest.mark.parametrize("has_wheel", [True, False])
-def test_the_torch_backend_is_vllms_wheel_or_its_source(sandbox, has_wheel):
-    sandbox.release("0.2.0", *WHOLE)
-    sandbox.tag("0.2.0")
-    name = "vllm-0.32.0%2Bcpu-cp312-cp312-macosx_11_0_arm64.whl"
-    folder = sandbox.web / "github.com/vllm-project/vllm/releases/download/v0.32.0"
-    folder.mkdir(parents=True)
-    if has_wheel:
-        (folder / name).touch()
-    code, output = sandbox.run("--torch-backend", piped=True, **mac("15.0"))
-    assert code == 0, output
-    assert ("build vllm-cpu" in sandbox.log) == (not has_wheel)
-    assert ("wheel vllm-0.32.0+cpu" in sandbox.log) == has_wheel
-    assert f"wheel {VLLM}" not in sandbox.log
-    assert "numba" in sandbox.log
 
 
 def test_uv_is_fetched_where_there_is_none(sandbox):
