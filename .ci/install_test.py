@@ -78,7 +78,14 @@ def test_arguments_that_are_not_understood(sandbox, name):
 
 
 PLACES = {
-    "files of the user": (lambda home: (home / "thesis.txt").touch(), "", "is left alone"),
+    "files of the user": (
+        lambda home: (home / "thesis.txt").touch(), "", "is no Python environment",
+    ),
+    "files in the usual place": (
+        lambda home: ((home / ".venv-vllm-metal").mkdir(),
+                      (home / ".venv-vllm-metal" / "notes.txt").touch()),
+        ".venv-vllm-metal", "is no Python environment",
+    ),
     "a file": (lambda home: (home / "v").touch(), "v", "is a file"),
     "a link": (lambda home: (home / "v").symlink_to(home), "v", "is a symbolic link"),
     "a colon": (lambda home: None, "a:b", "has a colon"),

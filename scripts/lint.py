@@ -63,6 +63,15 @@ def shellcheck() -> bool:
     return passes(program, *tracked("*.sh", ".ci/run"))
 
 
+def workflows() -> bool:
+    """actionlint's package downloads the program when it is installed: CI does that, `make` not."""
+    program = shutil.which("actionlint", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        print("actionlint is not installed: skipped")
+        return True
+    return passes(program)
+
+
 def layers() -> bool:
     return passes(sys.executable, ".ci/check_layers.py")
 
@@ -134,6 +143,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "ruff": ruff,
     "clang-format": clang_format,
     "shellcheck": shellcheck,
+    "workflows": workflows,
     "documents": documents,
     "msl": msl,
     "stubs": stubs,

@@ -78,8 +78,8 @@ def check_torch_backend() -> list[preflight.Problem]:
         " kernels for macOS."
     )
     mend = (
-        "unset VLLM_METAL_USE_MLX, or build vLLM from source in an environment of its own, as its"
-        " documentation says for Apple silicon, and run `vllm serve` there"
+        "unset VLLM_METAL_USE_MLX, or run `./install.sh --torch-backend`, which gets or compiles a"
+        " vLLM with them, and `vllm serve` in its environment"
     )
     return [preflight.Problem(what, mend)]
 

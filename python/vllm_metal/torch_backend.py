@@ -46,8 +46,8 @@ def _refusal() -> RuntimeError:
         f"VLLM_METAL_USE_MLX={value} leaves the computing to vLLM's PyTorch back end, but this "
         f"build of vLLM ({vllm.__version__}) has no kernels for this machine. Either run "
         f"`make serve VLLM_METAL_USE_MLX={value}`, which on Linux installs a build with CPU "
-        "kernels in an environment of its own, or install such a build here, or unset "
-        "VLLM_METAL_USE_MLX to compute with MLX."
+        "kernels in an environment of its own, or install such a build here, as `install.sh "
+        "--torch-backend` does, or unset VLLM_METAL_USE_MLX to compute with MLX."
     )
 
 
