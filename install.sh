@@ -138,7 +138,7 @@ check_cuda() {
   local driver
   cuda=no
   [ "$system" = Linux ] && command -v nvidia-smi >/dev/null || return 0
-  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || return 0
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n 1p) || return 0
   [[ $driver =~ ^[0-9]+\. ]] || return 0
   if [ "${driver%%.*}" -lt 580 ]; then
     say "The NVIDIA driver $driver is too old for CUDA 13 (580 or later is needed): installing for the CPU."
@@ -151,7 +151,7 @@ check_disk() {
   local place free
   for place in "$venv" "${UV_CACHE_DIR:-$HOME/.cache/uv}"; do
     while [ ! -d "$place" ]; do place=$(dirname "$place"); done
-    free=$(df -Pk "$place" | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')
+    free=$(df -Pk "$place" | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p') || true
     if [ -n "$free" ] && [ "$((free / 1048576))" -lt "$disk_gib" ]; then
       die "$place has $((free / 1048576)) GiB free; the installation needs $disk_gib GiB." \
         "Free some space (\`uv cache clean\` may help), or set VLLM_METAL_VENV to another disk."
@@ -202,6 +202,10 @@ check_venv() {
   fi
 }
 
+is_running() { # whether that process is one of bash, or of anything where there is no ps
+  kill -0 "$1" 2>/dev/null && { ! command -v ps >/dev/null || [[ $(ps -o comm= -p "$1") == *bash* ]]; }
+}
+
 # A link is made in one step and carries the owner's process number.
 take_lock() {
   local owner
@@ -209,7 +213,7 @@ take_lock() {
   mkdir -p "$(dirname "$venv")"
   while ! ln -sn "$$" "$work.lock" 2>/dev/null; do
     owner=$(readlink "$work.lock") || die "$work.lock cannot be made: is $(dirname "$venv") writable?"
-    if kill -0 "$owner" 2>/dev/null && [[ $(ps -o comm= -p "$owner") == *bash* ]]; then
+    if is_running "$owner"; then
       die "another installation into $venv is under way (process $owner)." \
         "Wait for it. If there is none, remove $work.lock."
     fi
@@ -347,7 +351,7 @@ find_uv() {
   local candidate found
   for candidate in "${UV:-}" "$(command -v uv || true)" "$venv/bin/uv" "$HOME/.local/bin/uv" /opt/homebrew/bin/uv; do
     if [ ! -x "$candidate" ]; then continue; fi
-    found=$("$candidate" --version 2>/dev/null | sed -n 's/^uv \([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p')
+    found=$("$candidate" --version 2>/dev/null | sed -n 's/^uv \([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p') || true
     if [ -n "$found" ] && is_recent "$found" "$OLDEST_UV"; then
       uv=$candidate
       return 0
@@ -403,8 +407,13 @@ find_python() {
 }
 
 find_default_python() {
+  local found
   "$uv" python find --managed-python "$DEFAULT_PYTHON" 2>/dev/null ||
-    "$uv" python find --system "$DEFAULT_PYTHON" 2>/dev/null
+    { found=$("$uv" python find --system "$DEFAULT_PYTHON" 2>/dev/null) && is_native "$found" && printf '%s\n' "$found"; }
+}
+
+is_native() { # a Mac may have a Python for Intel too
+  [ "$system" != Darwin ] || [ "$("$1" -c 'import platform; print(platform.machine())')" = arm64 ]
 }
 
 # --- what is installed ------------------------------------------------------------------------
@@ -449,8 +458,7 @@ is_up_to_date() {
 make_environment() {
   say "Making an environment with $python"
   run "$uv" venv --quiet --relocatable --python "$python" "$stage"
-  [ "$dry_run" = no ] || return 0
-  if [ "$system" = Darwin ] && [ "$("$stage/bin/python" -c 'import platform; print(platform.machine())')" != arm64 ]; then
+  if [ "$dry_run" = no ] && ! is_native "$stage/bin/python"; then
     die "$python is built for Intel; MLX needs a native one." "Leave PYTHON unset to have uv fetch one."
   fi
 }
@@ -534,7 +542,7 @@ install_wheels() {
   if [ "$dry_run" = yes ]; then set -- "$wheels/*.whl"; else set -- "$wheels"/*.whl; fi
   say "Installing vLLM and vLLM Metal"
   run "$uv" pip install --quiet --python "$stage/bin/python" --no-deps "$@"
-  case $uv in "$work"/*) run cp "$uv" "$stage/bin/uv" ;; esac # the environment's own, and removed with it
+  case $uv in "$work"/* | "$venv"/*) run cp "$uv" "$stage/bin/uv" ;; esac # its own, and removed with it
 }
 
 # The environment is about to be moved: nothing in it may name the place in which it was made.
@@ -582,7 +590,7 @@ install() {
   fi
   say "Installing $origin into $venv"
   [ -n "$wheel" ] || check_compiler
-  if [ -z "$source" ] && { [ -z "$wheel" ] || [ "$locks" = no ] || { [ -z "$vllm_wheel" ] && [ "$torch_backend" = no ]; }; }; then
+  if [ -z "$source" ] && { [ -z "$wheel" ] || [ -z "$vllm_wheel" ] || [ "$locks" = no ]; }; then
     fetch_source
   fi
   make_environment
@@ -603,7 +611,7 @@ next_steps() {
   printf '\nvLLM Metal is installed. Next:\n\n  source %q/bin/activate\n' "$venv"
   cat <<'NEXT'
   vllm-metal selftest     # some minutes: whether this machine computes correctly
-  vllm serve "$(python -m vllm_metal.default_model)" --host 127.0.0.1     # a small model, 93 MB
+  vllm serve "$(python -m vllm_metal.default_model)" --host 127.0.0.1     # any model; this one has 93 MB
 
 Run this script again to update, with --uninstall to remove it.
 NEXT
