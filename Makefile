@@ -3,7 +3,7 @@
 # is installed into .venv by scripts/setup_env.py.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-ops-full test-faults test-sanitizers fuzz lint format bench bench-peers stubs lock setup clean distclean
+.PHONY: help serve test test-fast test-ops-full test-faults test-sanitizers fuzz check-macos lint format bench bench-peers stubs lock setup clean distclean
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
@@ -47,6 +47,9 @@ test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hou
 
 fuzz:  ## the fuzzers of what reads model files, a minute each; ARGS="600 gguf"
 	@scripts/fuzz.sh $(ARGS)
+
+check-macos:  ## cross-build the wheels for macOS on Linux, check and resolve them
+	@$(SYSTEM_PYTHON) scripts/check_macos.py
 
 lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
 	$(PY) scripts/lint.py

@@ -13,6 +13,10 @@ if(VLLM_METAL_SANITIZE)
   target_link_options(vllm_metal_options INTERFACE -fsanitize=${_sanitizers})
 endif()
 
+# For the whole at once, as in `make check-macos`: twice as fast with clang. Not for the sources
+# that do without MLX, where a missing include would no longer be seen.
+option(VLLM_METAL_PRECOMPILE_HEADERS "Parse MLX's headers once for all sources that use them" OFF)
+
 set(VLLM_METAL_LIBRARIES "")
 
 # core_library(<folder> [MLX] [LINK <folder>...] [SOURCES <file>...])
@@ -26,6 +30,11 @@ function(core_library folder)
     add_library(${target} STATIC ${sources})
     set(scope PUBLIC)
     target_link_libraries(${target} PRIVATE "$<BUILD_INTERFACE:vllm_metal_options>")
+    if(VLLM_METAL_PRECOMPILE_HEADERS AND ARG_MLX AND folder STREQUAL "common")
+      target_precompile_headers(${target} PRIVATE "src/common/mlx.h")
+    elseif(VLLM_METAL_PRECOMPILE_HEADERS AND ARG_MLX)
+      target_precompile_headers(${target} REUSE_FROM vllm_metal_common)
+    endif()
   else()
     add_library(${target} INTERFACE)
     set(scope INTERFACE)
@@ -59,7 +68,8 @@ core_library(models MLX LINK layers)
 core_library(sampling LINK config)
 core_library(runner MLX LINK models sampling)
 
-target_compile_definitions(vllm_metal_common PRIVATE VLLM_METAL_VERSION="${VLLM_METAL_VERSION}")
+set_source_files_properties(src/common/version.cpp PROPERTIES
+  COMPILE_DEFINITIONS "VLLM_METAL_VERSION=\"${VLLM_METAL_VERSION}\"")
 target_include_directories(vllm_metal_kernels SYSTEM PRIVATE ${VLLM_METAL_GPU_INCLUDES})
 target_link_libraries(vllm_metal_kernels PRIVATE ${VLLM_METAL_GPU_LIBRARIES})
 find_package(Threads REQUIRED)

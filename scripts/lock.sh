@@ -17,5 +17,6 @@ compile serve 3.11 --excludes excludes.txt "$@"
 compile dev 3.11 "$@"
 compile uv 3.9 "$@"
 compile llama-cpp 3.11 "$@"
+compile macos 3.11 "$@"
 compile torch-backend 3.11 --overrides torch-backend-overrides.txt --excludes excludes.txt \
   --excludes torch-backend-excludes.txt "$@"
