@@ -1,39 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "platform/device.h"
 
-#include <algorithm>
-#include <fstream>
 #include <stdexcept>
-#include <variant>
 
 #include "common/log.h"
-#include "platform/memory.h"
 
 namespace vllm_metal {
 
 namespace {
 
-// The processor's marketing name where MLX does not know it (Linux).
-std::string processor_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("model name")) {
-      const auto colon = line.find(": ");
-      if (colon != std::string::npos) return line.substr(colon + 2);
-    }
-  return "CPU";
-}
-
-std::string backend_of(const mx::Device& device) {
-  if (device == mx::Device::cpu) return "cpu";
-  return mx::metal::is_available() ? "metal" : "cuda";
-}
-
 template <typename T>
-const T* find_info(const mx::Device& device, const char* key) {
-  const auto& info = mx::device_info(device);
-  const auto found = info.find(key);
-  return found == info.end() ? nullptr : std::get_if<T>(&found->second);
+const T* find(const DeviceFacts& facts, const char* key) {
+  const auto found = facts.find(key);
+  return found == facts.end() ? nullptr : std::get_if<T>(&found->second);
 }
 
 }  // namespace
@@ -60,17 +39,22 @@ mx::Device select_device(DeviceChoice choice) {
 }
 
 DeviceInfo describe_device(const mx::Device& device) {
-  const SystemMemory memory = system_memory();
-  DeviceInfo info{device,       backend_of(device), processor_name(),
-                  memory.total, memory.available,   memory.total};
+  return describe_device(device, mx::metal::is_available(), mx::device_info(device),
+                         system_memory());
+}
+
+DeviceInfo describe_device(const mx::Device& device, bool metal, const DeviceFacts& facts,
+                           const SystemMemory& memory) {
+  const std::string backend = device == mx::Device::cpu ? "cpu" : metal ? "metal" : "cuda";
+  DeviceInfo info{device, backend, backend, memory.total, memory.available, memory.total};
+  if (const auto* name = find<std::string>(facts, "device_name")) info.name = *name;
   if (device == mx::Device::cpu) return info;
-  if (const auto* name = find_info<std::string>(device, "device_name")) info.name = *name;
   if (info.backend == "cuda") {  // memory of its own
-    if (const auto* total = find_info<size_t>(device, "total_memory")) info.total_memory = *total;
-    if (const auto* free = find_info<size_t>(device, "free_memory")) info.available_memory = *free;
+    if (const auto* total = find<size_t>(facts, "total_memory")) info.total_memory = *total;
+    if (const auto* free = find<size_t>(facts, "free_memory")) info.available_memory = *free;
     info.working_set = info.total_memory;
   }
-  if (const auto* bytes = find_info<size_t>(device, "max_recommended_working_set_size"))
+  if (const auto* bytes = find<size_t>(facts, "max_recommended_working_set_size"))
     info.working_set = *bytes;
   return info;
 }

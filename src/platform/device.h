@@ -3,9 +3,12 @@
 
 #include <cstdint>
 #include <string>
+#include <unordered_map>
+#include <variant>
 
 #include "common/mlx.h"
 #include "config/env.h"
+#include "platform/memory.h"
 
 namespace vllm_metal {
 
@@ -24,5 +27,11 @@ mx::Device select_device(DeviceChoice choice);
 
 // Facts about `device`, now.
 DeviceInfo describe_device(const mx::Device& device);
+
+// What MLX says of a device: "device_name", "max_recommended_working_set_size", …
+using DeviceFacts = std::unordered_map<std::string, std::variant<std::string, size_t>>;
+// The same, of a machine that is described: `metal` tells a GPU by Metal from one by CUDA.
+DeviceInfo describe_device(const mx::Device& device, bool metal, const DeviceFacts& facts,
+                           const SystemMemory& memory);
 
 }  // namespace vllm_metal

@@ -34,10 +34,10 @@ SystemMemory system_memory() {
   if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&pages),
                         &count) != KERN_SUCCESS)
     throw std::runtime_error("[memory] host_statistics64 failed.");
-  // Inactive and purgeable pages are given to whoever asks, as Activity Monitor counts them.
-  const uint64_t free_pages =
-      uint64_t{pages.free_count} + pages.inactive_count + pages.purgeable_count;
-  return {total, std::min<uint64_t>(total, free_pages * static_cast<uint64_t>(getpagesize()))};
+  return memory_of_mac(total, {.page_bytes = static_cast<uint64_t>(getpagesize()),
+                               .free = pages.free_count,
+                               .inactive = pages.inactive_count,
+                               .purgeable = pages.purgeable_count});
 }
 
 MemoryPressure memory_pressure() {
@@ -45,9 +45,7 @@ MemoryPressure memory_pressure() {
   size_t size = sizeof(level);
   if (sysctlbyname("kern.memorystatus_vm_pressure_level", &level, &size, nullptr, 0) != 0)
     return pressure_of(system_memory());
-  // The values of DISPATCH_MEMORYPRESSURE_NORMAL, _WARN and _CRITICAL in <dispatch/source.h>.
-  if (level >= 4) return MemoryPressure::kCritical;
-  return level >= 2 ? MemoryPressure::kWarning : MemoryPressure::kNormal;
+  return pressure_of_level(level);
 }
 
 #else
@@ -107,6 +105,20 @@ MemoryPressure pressure_of(const SystemMemory& memory) {
   return memory.available < memory.total / 16 ? MemoryPressure::kWarning : MemoryPressure::kNormal;
 }
 
+SystemMemory memory_of_mac(uint64_t total, const MacPages& pages) {
+  // Inactive and purgeable pages are given to whoever asks, as Activity Monitor counts them.
+  const uint64_t available = (pages.free + pages.inactive + pages.purgeable) * pages.page_bytes;
+  return {total, std::min(total, available)};
+}
+
+MemoryPressure pressure_of_level(int level) {
+  // The values of DISPATCH_MEMORYPRESSURE_NORMAL, _WARN and _CRITICAL in <dispatch/source.h>.
+  if (level >= 4) return MemoryPressure::kCritical;
+  return level >= 2 ? MemoryPressure::kWarning : MemoryPressure::kNormal;
+}
+
+bool can_wire(const mx::Device& device, bool metal) { return metal && device == mx::Device::gpu; }
+
 namespace {
 
 struct Limits {
@@ -121,7 +133,7 @@ std::optional<Limits> limits_before;  // NOLINT(cppcoreguidelines-avoid-non-cons
 }  // namespace
 
 void apply_memory_limits(const MemoryPlan& plan) {
-  const bool wires = mx::default_device() == mx::Device::gpu && mx::metal::is_available();
+  const bool wires = can_wire(mx::default_device(), mx::metal::is_available());
   const size_t memory = mx::set_memory_limit(plan.memory_limit);
   const size_t cache = mx::set_cache_limit(plan.cache_limit);
   if (wires) mx::set_wired_limit(plan.wired_limit);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/mlx.h"
 #include "platform/memory_plan.h"
 
 namespace vllm_metal {
@@ -20,6 +21,18 @@ SystemMemory system_memory();
 enum class MemoryPressure { kNormal, kWarning, kCritical };
 MemoryPressure memory_pressure();
 MemoryPressure pressure_of(const SystemMemory& memory);
+
+// What follows from what macOS says. Arithmetic, so that every system can test it.
+struct MacPages {
+  uint64_t page_bytes;
+  uint64_t free, inactive, purgeable;  // pages
+};
+SystemMemory memory_of_mac(uint64_t total, const MacPages& pages);
+// A level of kern.memorystatus_vm_pressure_level.
+MemoryPressure pressure_of_level(int level);
+
+// Whether memory can be kept from being paged out: where the default device is a GPU by Metal.
+bool can_wire(const mx::Device& device, bool metal);
 
 // Sets MLX's limits to those of the plan, for the default device. On Metal, memory up to the wired
 // limit stays resident.
