@@ -33,16 +33,17 @@ def build_and_check(uv: str) -> list[Path]:
     builders = {target: fetch.find_python(uv, target.pythons) for target in wheels.TARGETS}
     for release in fetch.MACOS_RELEASES:
         fetch.fetch_mlx(uv, release)
-    exports = toolchain.write_tools(fetch.environment(uv, next(iter(builders.values()))))
+    tools = fetch.environment(uv, next(iter(builders.values())))
+    exports = toolchain.write_tools(tools)
     listing = fetch.FOLDER / "exports.json"
     listing.write_text(json.dumps({name: sorted(has) for name, has in exports.items()}))
     folders = [fetch.mlx_folder(release) for release in fetch.MACOS_RELEASES]
     built = []
     for target, interpreter in builders.items():
-        wheel = wheels.build(uv, target, interpreter)
-        python = fetch.environment(uv, interpreter)
+        wheel = wheels.build(uv, tools, target, interpreter)
+        python = fetch.exporting_file(interpreter)
         run(
-            [python, "-m", "macos.check_wheel", wheel, listing, *folders],
+            [tools, "-m", "macos.check_wheel", wheel, python, listing, *folders],
             f"Checking {wheel.name}",
             PYTHONPATH=str(ROOT / "scripts"),
         )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a wheel for macOS: `check_wheel.py WHEEL EXPORTS MLX…`, in the environment it was built in.
+"""Check a wheel for macOS: `check_wheel.py WHEEL PYTHON EXPORTS MLX…`. Needs lief.
 
-EXPORTS is JSON, library -> names; MLX are folders of MLX's wheels, one for each release of macOS.
+PYTHON is the file that exports the interpreter's names, EXPORTS is JSON, library -> names; MLX are
+the folders of MLX's wheels, one for each release of macOS.
 Then the extension is spoilt in each way that the check is there for, and each must be found.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import sysconfig
 import tempfile
 import zipfile
 from collections import Counter
@@ -20,13 +20,9 @@ import lief
 from macos import macho
 
 
-def python_names() -> set[str]:
-    """What the interpreter exports to extensions, spelt as on macOS."""
-    program = Path(sys.executable).resolve()
-    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        program = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
-    elf = lief.ELF.parse(str(program))
-    return {f"_{symbol.name}" for symbol in elf.exported_symbols}
+def python_names(program: Path) -> set[str]:
+    """What an interpreter of this system exports to extensions, spelt as on macOS."""
+    return {f"_{symbol.name}" for symbol in lief.ELF.parse(str(program)).exported_symbols}
 
 
 def rename_import(file: lief.MachO.Binary) -> None:
@@ -76,9 +72,7 @@ def control_problems(extension: Path, homes: dict[str, set[str]]) -> Iterator[st
             yield f"control {spoil.__name__}: '{expected}' was not found, but {found}"
 
 
-def check(wheel: Path, exports: dict[str, list[str]], mlx: list[Path]) -> Iterator[str]:
-    homes = {library: set(names) for library, names in exports.items()}
-    homes[macho.PYTHON] = python_names()
+def check(wheel: Path, homes: dict[str, set[str]], mlx: list[Path]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         yield from macho.wheel_problems(archive.namelist())
         found = [name for name in archive.namelist() if name.startswith(macho.EXTENSION)]
@@ -95,8 +89,11 @@ def check(wheel: Path, exports: dict[str, list[str]], mlx: list[Path]) -> Iterat
 
 
 def main() -> int:
-    wheel, exports, *mlx = map(Path, sys.argv[1:])
-    problems = list(check(wheel, json.loads(exports.read_text(encoding="utf-8")), mlx))
+    wheel, python, exports, *mlx = map(Path, sys.argv[1:])
+    listed = json.loads(exports.read_text(encoding="utf-8"))
+    homes = {library: set(names) for library, names in listed.items()}
+    homes[macho.PYTHON] = python_names(python)
+    problems = list(check(wheel, homes, mlx))
     for problem in problems:
         print(f"{wheel.name}: {problem}", file=sys.stderr)
     return 1 if problems else 0

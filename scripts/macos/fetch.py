@@ -82,11 +82,11 @@ def find_python(uv: str, versions: tuple[str, ...]) -> preflight.Interpreter:
 
 
 def environment(uv: str, interpreter: preflight.Interpreter) -> Path:
-    """An environment with the compiler and the tools that build a wheel; returns its Python."""
-    folder = FOLDER / "envs" / ".".join(map(str, interpreter.version))
+    """The environment with the compiler and what builds and reads wheels; returns its Python."""
+    folder = FOLDER / "tools"
     key = digest([LOCK], interpreter.path)
     if not up_to_date(folder, key):
-        say(f"Installing the compiler for Python {folder.name} (100 MB to download at first)")
+        say("Installing the compiler (100 MB to download at first)")
         run(
             [uv, "venv", "--quiet", "--clear", "--python", interpreter.path, folder],
             f"Creating {folder}",
@@ -98,6 +98,22 @@ def environment(uv: str, interpreter: preflight.Interpreter) -> Path:
         )  # fmt: skip
         mark_done(folder, key)
     return folder / "bin" / "python"
+
+
+def packages(python: Path) -> Path:
+    (folder,) = python.parent.parent.glob("lib/python3*/site-packages")
+    return folder
+
+
+def exporting_file(interpreter: preflight.Interpreter) -> str:
+    """The program or library that has what an interpreter exports to extensions."""
+    script = (
+        "import os, sys, sysconfig as c; get = c.get_config_var; print(os.path.join("
+        "get('LIBDIR'), get('INSTSONAME')) if get('Py_ENABLE_SHARED') else "
+        "os.path.realpath(sys.executable))"
+    )
+    command = [interpreter.path, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def python_headers(interpreter: preflight.Interpreter) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from checkout import ROOT
 from macos import stubs
-from macos.fetch import FOLDER, MACOS_RELEASES, find_linker, mlx_folder
+from macos.fetch import FOLDER, MACOS_RELEASES, find_linker, mlx_folder, packages
 from macos.link import MINIMUM_OS
 
 LIBCXX_NAMES = ROOT / "scripts" / "macos" / "libcxx_names.txt"
@@ -58,11 +58,6 @@ def write(path: Path, text: str, executable: bool = False) -> None:
         path.chmod(0o755)
 
 
-def zig_folder(python: Path) -> Path:
-    (folder,) = python.parent.parent.glob("lib/python3*/site-packages/ziglang")
-    return folder
-
-
 def library_names(python: Path) -> dict[str, set[str]]:
     """What the libraries of macOS export, as far as that is known here.
 
@@ -76,7 +71,7 @@ def library_names(python: Path) -> dict[str, set[str]]:
         [python, "-c", script, *files], stdout=subprocess.PIPE, check=True,
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
     )  # fmt: skip
-    system = zig_folder(python) / "lib" / "libc" / "darwin" / "libSystem.tbd"
+    system = packages(python) / "ziglang" / "lib" / "libc" / "darwin" / "libSystem.tbd"
     lines = LIBCXX_NAMES.read_text(encoding="utf-8").splitlines()
     listed = {line.split()[0] for line in lines if line.startswith("_")}
     return {
@@ -93,7 +88,7 @@ def write_tools(python: Path) -> dict[str, set[str]]:
     libraries = library_names(python)
     for install_name, names in libraries.items():
         write(FOLDER / "stubs" / f"{Path(install_name).stem}.tbd", stubs.stub(install_name, names))
-    for name, text in wrappers(zig_folder(python) / "zig").items():
+    for name, text in wrappers(packages(python) / "ziglang" / "zig").items():
         write(FOLDER / "bin" / name, f"#!/bin/sh\n{text}", executable=True)
     return libraries
 

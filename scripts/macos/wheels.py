@@ -12,6 +12,7 @@ import preflight
 from checkout import ROOT, SetupError, run, say
 from macos import fetch
 from macos.link import MINIMUM_OS
+from setup_env import digest, package_key
 
 BUILD = ROOT / "build" / "macos"
 
@@ -28,49 +29,60 @@ TARGETS = (Target("cp311-cp311", ("3.11",)), Target("cp312-abi3", ("3.12", "3.13
 PLATFORM = f"macosx_{MINIMUM_OS.replace('.', '_')}_arm64"
 
 
-def configuration(python: Path, headers: Path) -> dict[str, str]:
+def configuration(interpreter: preflight.Interpreter) -> dict[str, str]:
     return {
         "CMAKE_TOOLCHAIN_FILE": str(ROOT / "cmake" / "macos_cross.cmake"),
         "MLX_ROOT": str(fetch.mlx_folder(MINIMUM_OS)),
-        "Python_EXECUTABLE": str(python),
-        "Python_INCLUDE_DIR": str(headers),
+        "Python_EXECUTABLE": interpreter.path,
+        "Python_INCLUDE_DIR": str(fetch.python_headers(interpreter)),
         "VLLM_METAL_PRECOMPILE_HEADERS": "ON",
     }
 
 
-def environment(python: Path, version: tuple[int, int]) -> dict[str, str]:
-    """What makes CMake and scikit-build-core take this system for a Mac."""
-    suffix = f".cpython-{version[0]}{version[1]}-darwin.so"
+def environment(tools: Path, version: tuple[int, int]) -> dict[str, str]:
+    """What makes CMake and scikit-build-core take this system for a Mac.
+
+    Of the tools, what an interpreter imports fits all versions: one environment serves them all.
+    Were there more, the build folder would be cleared each time.
+    """
     return {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{tools.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(fetch.packages(tools)),
         "VLLM_METAL_MACOS_TOOLS": str(fetch.FOLDER),
         "CMAKE_TOOLCHAIN_FILE": str(ROOT / "cmake" / "macos_cross.cmake"),
         "CMAKE_GENERATOR": "Ninja",
         "MACOSX_DEPLOYMENT_TARGET": MINIMUM_OS,
         "_PYTHON_HOST_PLATFORM": f"macosx-{MINIMUM_OS}-arm64",
-        "SETUPTOOLS_EXT_SUFFIX": suffix,
+        "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version[0]}{version[1]}-darwin.so",
     }
 
 
-def build(uv: str, target: Target, interpreter: preflight.Interpreter) -> Path:
-    """Build one wheel into build/macos.
+def key_of(interpreter: preflight.Interpreter) -> str:
+    """Everything that a wheel is made of."""
+    scripts = sorted((ROOT / "scripts" / "macos").glob("*.*"))
+    return digest([*scripts, fetch.LOCK, fetch.MLX_LOCK], package_key("macos"), interpreter.path)
 
-    All wheels are built in one folder, which compiles what knows nothing of Python once; what a
-    wheel changes there for itself comes back from the compiler's cache.
+
+def build(uv: str, tools: Path, target: Target, interpreter: preflight.Interpreter) -> Path:
+    """Build one wheel into build/macos, unless the one that is there is made of the same.
+
+    All wheels are built in one folder, so that what knows nothing of Python is compiled once.
     """
-    python = fetch.environment(uv, interpreter)
     output = BUILD / target.tag
-    shutil.rmtree(output, ignore_errors=True)
-    defines = configuration(python, fetch.python_headers(interpreter))
-    options = [f"cmake.define.{name}={value}" for name, value in defines.items()]
-    options += [f"build-dir={BUILD / 'cmake'}", "install.strip=false"]
-    say(f"Building {target.tag}-{PLATFORM}")
-    run(
-        [uv, "build", "--wheel", "--no-build-isolation", "--python", python, "-o", output,
-         *(word for option in options for word in ("-C", option)), ROOT],
-        f"Building {target.tag}-{PLATFORM}",
-        **environment(python, interpreter.version),
-    )  # fmt: skip
+    key = key_of(interpreter)
+    if not fetch.up_to_date(output, key):
+        say(f"Building {target.tag}-{PLATFORM}")
+        shutil.rmtree(output, ignore_errors=True)
+        defines = configuration(interpreter)
+        options = [f"cmake.define.{name}={value}" for name, value in defines.items()]
+        options += [f"build-dir={BUILD / 'cmake'}", "install.strip=false"]
+        run(
+            [uv, "build", "--wheel", "--no-build-isolation", "--python", interpreter.path,
+             "-o", output, *(word for option in options for word in ("-C", option)), ROOT],
+            f"Building {target.tag}-{PLATFORM}",
+            **environment(tools, interpreter.version),
+        )  # fmt: skip
+        fetch.mark_done(output, key)
     (wheel,) = output.glob("*.whl")
     if not wheel.stem.endswith(f"-{target.tag}-{PLATFORM}"):
         raise SetupError(f"{wheel.name} is not tagged {target.tag}-{PLATFORM}")
