@@ -48,8 +48,8 @@ test-sanitizers: setup  ## the C++ tests under ASan, UBSan and TSan, half an hou
 fuzz:  ## the fuzzers of what reads model files, a minute each; ARGS="600 gguf"
 	@scripts/fuzz.sh $(ARGS)
 
-check-macos:  ## cross-build the wheels for macOS on Linux, check and resolve them
-	@$(SYSTEM_PYTHON) scripts/check_macos.py
+check-macos:  ## cross-build the wheels for macOS on Linux and check them; ARGS=--tests: the tests too
+	@$(SYSTEM_PYTHON) scripts/check_macos.py $(ARGS)
 
 lint: setup  ## formats, types, layers, licence headers, stubs; changes nothing
 	$(PY) scripts/lint.py

@@ -13,10 +13,11 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from checkout import ROOT, SetupError, exit_code, run, say
-from macos import fetch, resolve, toolchain, wheels
+from macos import fetch, resolve, sources, toolchain, wheels
 
 
 def check_host() -> None:
@@ -51,21 +52,28 @@ def build_and_check(uv: str) -> list[Path]:
     return built
 
 
-def check() -> None:
+def refuse(problems: Iterator[str]) -> None:
+    if found := list(problems):
+        raise SetupError("\n".join(found))
+
+
+def check(with_tests: bool) -> None:
     check_host()
     uv = fetch.uv_program()
     built = build_and_check(uv)
     say("Resolving the wheels with all they need, for Python 3.11 to 3.13 on macOS 14, 15 and 26")
-    if unresolved := list(resolve.problems(uv, built)):
-        raise SetupError("\n".join(unresolved))
+    refuse(resolve.problems(uv, built))
+    say(f"Compiling examples{', tests and benchmarks (minutes)' if with_tests else ''} for macOS")
+    refuse(sources.problems(with_tests))
     say("check-macos passed")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.parse_args()
+    parser.add_argument("--tests", action="store_true", help="compile the C++ tests as well")
+    arguments = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)
-    return exit_code(check)
+    return exit_code(lambda: check(arguments.tests))
 
 
 if __name__ == "__main__":

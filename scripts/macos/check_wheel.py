@@ -22,7 +22,8 @@ from macos import macho
 
 def python_names(program: Path) -> set[str]:
     """What an interpreter of this system exports to extensions, spelt as on macOS."""
-    return {f"_{symbol.name}" for symbol in lief.ELF.parse(str(program)).exported_symbols}
+    file = lief.ELF.parse(str(program))  # which owns its symbols
+    return {f"_{symbol.name}" for symbol in file.exported_symbols}
 
 
 def rename_import(file: lief.MachO.Binary) -> None:
@@ -62,7 +63,8 @@ CONTROLS: list[tuple[Callable[[lief.MachO.Binary], None], str]] = [
 def control_problems(extension: Path, homes: dict[str, set[str]]) -> Iterator[str]:
     """The mistakes that are not found."""
     for spoil, expected in CONTROLS:
-        file = lief.MachO.parse(str(extension)).at(0)
+        container = lief.MachO.parse(str(extension))  # which owns the file
+        file = container.at(0)
         spoil(file)
         with tempfile.TemporaryDirectory() as folder:
             spoilt = Path(folder) / extension.name

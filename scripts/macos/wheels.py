@@ -59,7 +59,8 @@ def environment(tools: Path, version: tuple[int, int]) -> dict[str, str]:
 
 def key_of(interpreter: preflight.Interpreter) -> str:
     """Everything that a wheel is made of."""
-    scripts = sorted((ROOT / "scripts" / "macos").glob("*.*"))
+    names = ("fetch.py", "libcxx_names.txt", "link.py", "stubs.py", "toolchain.py", "wheels.py")
+    scripts = [ROOT / "scripts" / "macos" / name for name in names]
     return digest([*scripts, fetch.LOCK, fetch.MLX_LOCK], package_key("macos"), interpreter.path)
 
 
