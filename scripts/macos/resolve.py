@@ -70,6 +70,7 @@ def problems(uv: str, wheels: list[Path]) -> Iterator[str]:
     if vllm_wheel() is None:
         say("vLLM's wheel is not built here (make setup): resolving its list in serve.in alone")
     cases = [(version, release) for version in PYTHON_VERSIONS for release in MACOS_RELEASES]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(len(cases)) as pool:
+        # Most of the time goes by waiting for the registry.
         found = pool.map(lambda case: resolve(uv, fitting(wheels, case[0]), *case), cases)
         yield from filter(None, found)
