@@ -153,6 +153,7 @@ def fetch_mlx(uv: str, release: str) -> None:
     if up_to_date(target, locked):
         return
     say(f"Fetching MLX for macOS {release} (45 MB to download at first)")
+    FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "mlx.txt").write_text(locked, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     run(
