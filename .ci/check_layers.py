@@ -29,7 +29,8 @@ BUILT_ON: dict[str, tuple[str, ...]] = {
     "models": ("layers",),
     "sampling": ("config",),
     "runner": ("models", "sampling"),
-    "bindings": ("runner",),
+    "selftest": ("kernels",),
+    "bindings": ("runner", "selftest"),
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)

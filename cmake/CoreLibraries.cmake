@@ -67,6 +67,7 @@ core_library(layers MLX LINK attention weights)
 core_library(models MLX LINK layers)
 core_library(sampling LINK config)
 core_library(runner MLX LINK models sampling)
+core_library(selftest MLX LINK kernels)
 
 set_source_files_properties(src/common/version.cpp PROPERTIES
   COMPILE_DEFINITIONS "VLLM_METAL_VERSION=\"${VLLM_METAL_VERSION}\"")

@@ -12,5 +12,6 @@ void bind_interop(nanobind::module_& module);
 void bind_prefix_cache(nanobind::module_& module);
 void bind_runner(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
+void bind_selftest(nanobind::module_& module);
 
 }  // namespace vllm_metal

@@ -13,4 +13,5 @@ NB_MODULE(_core, module) {
   vllm_metal::bind_sampling(module);
   vllm_metal::bind_prefix_cache(module);
   vllm_metal::bind_runner(module);
+  vllm_metal::bind_selftest(module);
 }

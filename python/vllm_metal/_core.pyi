@@ -419,3 +419,27 @@ class ModelRunner:
 
 def memory_stats() -> dict:
     """MLX's memory in bytes: active, peak, cache."""
+
+class SelfTest:
+    """Checks of the core on this machine."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def run(self, name: str) -> dict:
+        """
+        Run a check: outcome ("passed", "failed" or "skipped"), worst_error and tolerance (None where nothing was compared), seconds, detail.
+        """
+
+def kernel_self_test(quick: bool, why_no_gpu: str | None = None) -> SelfTest:
+    """
+    Every op on every device against its fallback on the CPU in float32. With why_no_gpu, checks of the GPU are skipped for that reason.
+    """
+
+def write_self_test(max_bytes: int, why_no_gpu: str | None = None) -> SelfTest:
+    """Writes into KV caches of up to max_bytes take no memory."""
+
+def set_device_kernels_enabled(enabled: bool) -> None:
+    """
+    False sends ops that are built from now on to their fallbacks in MLX's ops. Set it before a model is loaded.
+    """

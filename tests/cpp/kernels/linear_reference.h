@@ -4,15 +4,17 @@
 
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels/kernel_test.h"
 #include "kernels/linear.h"
+#include "selftest/quantized_inputs.h"
 
 namespace vllm_metal::testing_support {
+
+using selftest::random_quantized;
 
 // What a product may differ from float64 by: `sum` times the sum of the absolute products, for
 // adding up in float32, and `rounding` times the result, for the result's dtype. The fallbacks, of
@@ -48,22 +50,6 @@ struct Matrix {
 inline Matrix matrix_of(const mx::array& x) {
   const int64_t columns = x.shape(-1);
   return {columns == 0 ? 0 : static_cast<int64_t>(x.size()) / columns, columns, values_of(x)};
-}
-
-// Random bits, scales and biases.
-inline QuantizedMatrix random_quantized(int out_features, int in_features, int group_size, int bits,
-                                        mx::Dtype dtype, uint32_t seed) {
-  const int num_words = in_features * bits / 32;
-  std::mt19937 generator(seed);
-  std::vector<uint32_t> words(static_cast<size_t>(out_features) * num_words);
-  for (auto& word : words) word = generator();
-  const mx::Shape groups{out_features, in_features / group_size};
-  const mx::array weight(words.begin(), {out_features, num_words}, mx::uint32);
-  return {.weight = weight,
-          .scales = random_array(groups, dtype, seed + 1),
-          .biases = random_array(groups, dtype, seed + 2),
-          .group_size = group_size,
-          .bits = bits};
 }
 
 // A quantised matrix read bit by bit.

@@ -8,25 +8,13 @@
 
 #include "kernels/kv_write.h"
 #include "kernels/table_cases.h"
+#include "selftest/rotary_angles.h"
 
 namespace vllm_metal {
 namespace {
 
 using namespace testing_support;
-
-mx::array angles(int num_tokens, int rotary_dim, int first_position) {
-  std::vector<float> values;
-  for (int token = 0; token < num_tokens; ++token) {
-    for (double (*function)(double) :
-         {+[](double x) { return std::cos(x); }, +[](double x) { return std::sin(x); }}) {
-      for (int i = 0; i < rotary_dim / 2; ++i) {
-        const double frequency = std::pow(10000.0, -2.0 * i / rotary_dim);
-        values.push_back(static_cast<float>(function((first_position + token) * frequency)));
-      }
-    }
-  }
-  return mx::array(values.begin(), {num_tokens, rotary_dim}, mx::float32);
-}
+using selftest::rotary_angles;
 
 // x * cos + rotate_half(x) * sin with cos and sin repeated for both halves, as Hugging Face
 // writes it, in float64.
@@ -88,7 +76,7 @@ TEST_P(SplitRotary, MatchesReference) {
                                                                                  {{2, 1, 16}, 0}}) {
     const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
     const auto qkv = random_array({7, width}, dtype(), 1);
-    const auto cos_sin = angles(7, rotary_dim, 1000);
+    const auto cos_sin = rotary_angles(7, rotary_dim, 1000);
     const auto result = split_rotary(qkv, cos_sin, heads);
     EXPECT_EQ(result.queries.shape(), (mx::Shape{7, heads.num_heads, heads.head_dim}));
     EXPECT_EQ(result.keys.shape(), (mx::Shape{7, heads.num_kv_heads, heads.head_dim}));
@@ -101,7 +89,7 @@ TEST_P(SplitRotary, MatchesReference) {
 TEST_P(SplitRotary, ManyTokensOnSeveralThreads) {
   const HeadCounts heads{9, 3, 64};
   const auto qkv = random_array({150, 960}, dtype(), 2);
-  const auto cos_sin = angles(150, 64, 0);
+  const auto cos_sin = rotary_angles(150, 64, 0);
   expect_matches(split_rotary(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
 }
 
@@ -110,7 +98,7 @@ TEST_P(SplitRotary, ReadsStridedRows) {
   const auto wide = random_array({5, 100}, dtype(), 3);
   const auto slice = mx::slice(wide, {0, 20}, {5, 84});
   const auto transposed = mx::transpose(random_array({64, 5}, dtype(), 4));
-  const auto cos_sin = mx::slice(angles(10, 16, 3), {0, 0}, {10, 16}, {2, 1});
+  const auto cos_sin = mx::slice(rotary_angles(10, 16, 3), {0, 0}, {10, 16}, {2, 1});
   for (const auto& qkv : {slice, transposed})
     expect_matches(split_rotary(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
 }
@@ -119,7 +107,7 @@ TEST_P(SplitRotary, FallbackAgrees) {
   for (int rotary_dim : {0, 12, 24}) {
     const HeadCounts heads{4, 2, 24};
     const auto qkv = random_array({3, 192}, dtype(), 5);
-    const auto cos_sin = angles(3, rotary_dim, 17);
+    const auto cos_sin = rotary_angles(3, rotary_dim, 17);
     const auto expected = split_rotary_fallback(qkv, cos_sin, heads);
     expect_matches(split_rotary_fallback(qkv, cos_sin, heads), reference(qkv, cos_sin, heads));
     expect_matches(
@@ -140,7 +128,7 @@ TEST_P(SplitRotary, OddSizesWhereverTheyLie) {
                                         << head_dim << ", " << text_of(placement));
         const auto qkv = placed(random_array({num_tokens, width}, dtype(), 20), placement);
         for (int rotary_dim : {head_dim / 2 * 2, head_dim / 4 * 2}) {
-          const auto cos_sin = placed(angles(num_tokens, rotary_dim, 5), placement);
+          const auto cos_sin = placed(rotary_angles(num_tokens, rotary_dim, 5), placement);
           const auto expected = reference(qkv, cos_sin, heads);
           expect_matches(split_rotary(qkv, cos_sin, heads), expected);
           expect_matches(split_rotary_fallback(qkv, cos_sin, heads), expected);
@@ -155,7 +143,7 @@ class SplitRotaryOnce : public KernelTest {};
 
 TEST_F(SplitRotaryOnce, IsOneNode) {
   const auto qkv = random_array({2, 64}, mx::float32, 1);
-  const auto result = split_rotary(qkv, angles(2, 16, 0), {2, 1, 16});
+  const auto result = split_rotary(qkv, rotary_angles(2, 16, 0), {2, 1, 16});
   EXPECT_EQ(result.queries.primitive_id(), result.keys.primitive_id());
   EXPECT_EQ(result.queries.primitive_id(), result.values.primitive_id());
   EXPECT_EQ(result.queries.inputs()[0].id(), qkv.id());
@@ -221,7 +209,8 @@ TEST_P(SplitRotary, WritesToTheCacheWhatTheTwoOpsDo) {
                                         << ", " << text_of(placement));
         const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
         const auto qkv = placed(random_array({num_tokens, width}, dtype(), 20), placement);
-        const auto cos_sin = placed(angles(num_tokens, heads.head_dim / 2 * 2, 5), placement);
+        const auto cos_sin =
+            placed(rotary_angles(num_tokens, heads.head_dim / 2 * 2, 5), placement);
         const BatchLayout layout = layout_of(shuffled_slots(num_tokens, 60));
         Cache one(heads, dtype()), two(heads, dtype()), fallback(heads, dtype());
         KVView view{one.keys, one.values, layout}, other{two.keys, two.values, layout};
@@ -252,7 +241,7 @@ TEST_F(SplitRotaryOnce, WritesTheCacheInPlaceAndInOneNode) {
   const auto qkv = random_array({2, 64}, mx::float32, 1);
   const BatchLayout layout = layout_of({4, 2});
   KVView view{cache.keys, cache.values, layout};
-  const auto queries = rotary_kv_write(qkv, angles(2, 16, 0), heads, view);
+  const auto queries = rotary_kv_write(qkv, rotary_angles(2, 16, 0), heads, view);
   EXPECT_EQ(queries.primitive_id(), cache.keys.primitive_id());
   EXPECT_EQ(queries.primitive_id(), cache.values.primitive_id());
   EXPECT_EQ(queries.inputs()[0].id(), qkv.id());

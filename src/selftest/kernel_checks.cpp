@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "selftest/kernel_checks.h"
+
+#include "common/text.h"
+#include "kernels/device_kernels.h"
+#include "kernels/gpu/attention_plan.h"
+#include "kernels/gpu/cache_kernels.h"
+#include "kernels/gpu/device.h"
+#include "kernels/gpu/kernel_guard.h"
+#include "selftest/op_case.h"
+
+namespace vllm_metal::selftest {
+
+namespace {
+
+const std::vector<mx::Dtype> kDtypes = {mx::float32, mx::float16, mx::bfloat16};
+
+const char* name_of(Place place) {
+  switch (place) {
+    case Place::kCpu:
+      return "cpu";
+    case Place::kGpu:
+      return "gpu";
+    default:
+      return "gpu_fallback";
+  }
+}
+
+// Sums in another order than the CPU's, fast mathematics, and 16-bit ops of MLX that round on the
+// way. Errors of kernels that are wrong are far above.
+double tolerance_on_gpu(mx::Dtype dtype) {
+  return dtype == mx::float32 ? 1e-4 : fallback_tolerance_of(dtype).relative;
+}
+
+double tolerance_of(const OpCase& op, Place place, mx::Dtype dtype) {
+  if (op.exactness == Exactness::kCopy) return 0;
+  if (place != Place::kCpu) return tolerance_on_gpu(dtype);
+  const double rounded = selftest::tolerance_of(dtype).relative;
+  return op.exactness == Exactness::kProduct ? 4 * rounded : rounded;
+}
+
+void use(Place place) {
+  mx::set_default_device(place == Place::kCpu ? mx::Device::cpu : mx::Device::gpu);
+  set_device_kernels_enabled(place != Place::kGpuFallback);
+}
+
+std::vector<mx::array> evaluated(std::vector<mx::array> arrays) {
+  mx::eval(arrays);
+  return arrays;
+}
+
+std::vector<mx::array> reference(const OpCase& op, mx::Dtype dtype) {
+  mx::set_default_device(mx::Device::cpu);
+  set_device_kernels_enabled(false);
+  return evaluated(op.compute({.rounded_to = dtype, .held_in = mx::float32}));
+}
+
+// Our kernels of the GPU, where they are what a check is about.
+void expect_gpu_kernels(const OpCase& op, mx::Dtype dtype) {
+  if (!gpu::kernels_available()) throw Skipped("this build has no kernels for this GPU");
+  if (!gpu::kernels_allowed(dtype, op.cache_head_dim))
+    throw Skipped("the GPU does not take the kernels, see gpu/compile; MLX's ops take their place");
+}
+
+Finding compare(const OpCase& op, Place place, mx::Dtype dtype, const Scope& scope) {
+  const auto expected = reference(op, dtype);
+  use(place);
+  if (place == Place::kGpu && op.cache_head_dim > 0) expect_gpu_kernels(op, dtype);
+  auto actual = evaluated(op.compute({.rounded_to = dtype, .held_in = dtype}));
+  if (scope.alter) scope.alter(actual);
+  return {worst_error(actual, expected), tolerance_of(op, place, dtype)};
+}
+
+// That the GPU's compiler takes all kernels for caches of this dtype and head size.
+Finding compile_all(mx::Dtype dtype, int head_dim) {
+  mx::set_default_device(mx::Device::gpu);
+  if (!gpu::kernels_available()) throw Skipped("this build has no kernels for this GPU");
+  const auto kernels = gpu::cache_kernels(dtype, head_dim);
+  for (const auto& kernel : kernels) gpu::compile(kernel.name, kernel.threads_per_group);
+  return {0, 0, text(kernels.size(), " kernels")};
+}
+
+void add_compile_checks(std::vector<Check>& checks, bool quick) {
+  for (int head_dim :
+       quick ? std::vector<int>{64, 128} : std::vector<int>{64, 80, 96, 128, 192, 256})
+    for (mx::Dtype dtype : kDtypes)
+      checks.push_back({text("gpu/compile/heads_of_", head_dim, "/", dtype),
+                        [dtype, head_dim] { return compile_all(dtype, head_dim); }});
+}
+
+void add_checks(std::vector<Check>& checks, Place place, const Scope& scope) {
+  for (const auto& cases :
+       {layer_cases(scope.quick), cache_cases(scope.quick), attention_cases(scope.quick)})
+    for (const OpCase& op : cases) {
+      if (place == Place::kGpuFallback && op.cache_head_dim == 0) continue;  // as kGpu
+      for (mx::Dtype dtype : kDtypes)
+        checks.push_back({text(name_of(place), "/", op.name, "/", dtype),
+                          [=] { return compare(op, place, dtype, scope); }});
+    }
+}
+
+}  // namespace
+
+std::vector<Check> kernel_checks(const Scope& scope) {
+  std::vector<Check> checks;
+  add_checks(checks, Place::kCpu, scope);
+  if (!scope.gpu || !mx::is_available(mx::Device::gpu)) {
+    const std::string reason = scope.gpu ? "no GPU" : scope.why_no_gpu;
+    for (Place place : {Place::kGpu, Place::kGpuFallback})
+      checks.push_back({name_of(place), [reason]() -> Finding { throw Skipped(reason); }});
+    return checks;
+  }
+  add_compile_checks(checks, scope.quick);
+  add_checks(checks, Place::kGpu, scope);
+  add_checks(checks, Place::kGpuFallback, scope);
+  return checks;
+}
+
+}  // namespace vllm_metal::selftest
