@@ -9,6 +9,11 @@ from collections.abc import Sequence
 # Name, module with add_arguments(parser) and run(args), help.
 _COMMANDS = (
     ("doctor", "vllm_metal.doctor", "check the installation and say what is wrong with it"),
+    (
+        "selftest",
+        "vllm_metal.selftest",
+        "run kernels, models, memory and a short serve on this machine and report",
+    ),
     ("env", "vllm_metal.env_command", "list the environment variables and their values"),
     (
         "import-gguf",
