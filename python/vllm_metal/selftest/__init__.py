@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     groups = wanted_groups(args.only)
     if args.model is not None and not (args.model / "config.json").is_file():
         raise ValueError(f"[selftest] --model {args.model} must be a directory with a config.json.")
+    for file in filter(None, (args.json, args.text)):
+        if not file.absolute().parent.is_dir():  # found out before minutes of tests
+            raise ValueError(f"[selftest] {file} must be in a folder that exists.")
     with tempfile.TemporaryDirectory(prefix="vllm-metal-selftest-") as work:
         options = Options(
             work=work,

@@ -9,6 +9,7 @@ started last.
 import json
 import os
 import resource
+import signal
 import sys
 from typing import Any, TextIO
 
@@ -37,6 +38,7 @@ def main() -> None:
     """Run what the first argument says."""
     request = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported, not stored
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what a check opened is closed
     # Libraries print to standard output; events have it to themselves.
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

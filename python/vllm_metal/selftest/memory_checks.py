@@ -66,7 +66,7 @@ class _Loaded:
 
     runner: "_core.ModelRunner"
     max_model_len: int
-    sizes: dict[str, int]
+    sizes: dict[str, Any]  # bytes, as _core.plan_memory names them
 
     @staticmethod
     def from_directory(directory: Path) -> "_Loaded":

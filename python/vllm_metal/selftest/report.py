@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run: a table for people, JSON for programs, both fit to be attached to a bug."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Report:
             "options": self.options,
             "checks": [result.to_json() for result in self.results],
         }
-        return without_user(data)
+        return without_user(_without_infinity(data))
 
     def text(self, every_check: bool) -> str:
         """Return the tables: of parts of groups, of all checks if wanted, of what went wrong."""
@@ -76,6 +77,15 @@ def without_user(data: Any) -> Any:
     if home != "/":
         data = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", data)
     return re.sub(r"(/(?:home|Users)/)[^/\s:'\"]+", r"\1-", data)
+
+
+def _without_infinity(data: Any) -> Any:
+    """Return data with numbers that JSON does not have, such as NaN, as text."""
+    if isinstance(data, dict):
+        return {key: _without_infinity(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_infinity(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -22,6 +22,7 @@ START_SECONDS = 300.0  # until a process has told its checks; imports take a min
 MOST_CRASHES = 5  # of a group; what is left after that is not run
 _TAIL_LINES = 12
 _EXIT_SECONDS = 30.0
+_TERM_SECONDS = 5.0
 
 Event = dict[str, Any]
 # The arguments of a child, given its request; tests put their own children here.
@@ -158,10 +159,14 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """End the process and whatever it started."""
-        if not self.trouble:
+        if error is None and not self.trouble:
             self._wait_for_exit()
+        if self._process.poll() is None:  # a server that it started is in another group
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_TERM_SECONDS)
         # A Mac says PermissionError of a group that has ended.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
