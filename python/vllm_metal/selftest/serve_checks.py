@@ -25,6 +25,7 @@ from vllm_metal.selftest.default_model import served_model
 _START_SECONDS = 900  # imports and Metal's compiler take minutes on a busy machine
 _ANSWER_SECONDS = 300
 _STOP_SECONDS = 60
+_CHILDREN_SECONDS = 10  # that its processes may outlive it
 _MODES = {"managed": "0", "paged": "1"}
 _NAME = "selftest"
 _QUESTION = "What is the capital of France? Answer in one sentence."
@@ -121,7 +122,7 @@ class Server:
             ) from None
         if code != 0:
             raise CheckFailed(f"exit code {code} after SIGTERM\n{self._tail()}")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _CHILDREN_SECONDS
         while self._group_lives():
             if time.monotonic() > deadline:
                 raise CheckFailed(f"a process is left of the server\n{self._tail()}")
