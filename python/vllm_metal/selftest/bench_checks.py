@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_metal.selftest.checks import Check, Finding, Options, Skip
 from vllm_metal.selftest.processes import output_of
-from vllm_metal.selftest.tiny_models import TinyModel, weights
+from vllm_metal.selftest.tiny_models import TinyModel, write_model
 
 _SECONDS = 600.0
 _SHAPE: dict[str, Any] = dict(
@@ -41,7 +41,8 @@ def _compare(options: Options) -> Finding:
         if importlib.util.find_spec(package) is None:
             raise Skip(f"{package} is not installed")
     shape = _SHAPE | (_QUICK if options.quick else {})
-    model = _write_model(TinyModel("bench", "LlamaForCausalLM", "llama", shape), options)
+    tiny = TinyModel("bench", "LlamaForCausalLM", "llama", shape)
+    model = write_model(tiny, Path(options.work))
     request = {
         "model": str(model),
         "prompt_tokens": 32 if options.quick else 256,
@@ -61,21 +62,6 @@ def _compare(options: Options) -> Finding:
         for phase, ratio in ratios.items()
     )
     return Finding(detail=detail, figures={"ours": ours, "torch": theirs, "ratios": ratios})
-
-
-def _write_model(model: TinyModel, options: Options) -> Path:
-    import torch
-    from safetensors.torch import save_file
-
-    directory = Path(options.work) / model.name
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(model.config), encoding="utf-8")
-    tensors = {
-        name: torch.from_numpy(tensor).to(torch.bfloat16)
-        for name, tensor in weights(model.config).items()
-    }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
 
 
 def _time(request: dict[str, Any]) -> dict[str, Any]:

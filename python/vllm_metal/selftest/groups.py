@@ -27,7 +27,7 @@ GROUPS = (
     Group("platform", "the installation, as `vllm-metal doctor` sees it, and the device", 300),
     Group("kernels", "every op on every device against its fallback on the CPU", 180),
     Group("cache", "writes into KV caches of growing size take no memory", 300),
-    Group("models", "tiny models of every architecture: GPU and kernels against the CPU", 300),
+    Group("models", "tiny models of several architectures: GPU and kernels against the CPU", 300),
     Group(
         "memory", "what the device reports, the memory plan, its limits, impossible requests", 300
     ),

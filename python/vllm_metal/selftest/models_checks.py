@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny models of every architecture: on the GPU and with kernels as on the CPU without them.
+"""Tiny models of several architectures: on the GPU and with kernels as on the CPU without them.
 
 A process of its own computes each model in each place, since the device is chosen once in a
 process. What all are held against is the CPU in float32 with MLX's own ops.
@@ -15,7 +15,7 @@ import numpy as np
 
 from vllm_metal.selftest.checks import NO_GPU, Check, CheckFailed, Finding, Options, Skip
 from vllm_metal.selftest.processes import output_of
-from vllm_metal.selftest.tiny_models import MODELS, TinyModel, write_model
+from vllm_metal.selftest.tiny_models import MODELS, TinyModel, read_tensors, write_model
 from vllm_metal.selftest.traffic import MODES
 
 # Largest error of logits relative to the largest logit, by the dtype that computes; tests of
@@ -110,8 +110,6 @@ def compute(
     model: Path, place: Place, runs: list[tuple[str, str]], work: Path
 ) -> dict[str, np.ndarray]:
     """Return logits by dtype/mode. CheckFailed tells how the process that computes them ended."""
-    from safetensors.numpy import load_file
-
     file = work / f"{model.name}-{place.name}-{os.getpid()}.safetensors"
     request = {"model": str(model), "kernels": place.kernels, "runs": runs, "file": str(file)}
     variables = {"VLLM_MLX_DEVICE": place.device}
@@ -119,4 +117,4 @@ def compute(
         output_of("vllm_metal.selftest.traffic", request, _SECONDS, variables)
     except CheckFailed as failure:
         raise CheckFailed(f"{place.name}: {failure}") from failure
-    return load_file(file)
+    return read_tensors(file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny models of random numbers, one or more of every architecture, made without a network."""
+"""Tiny models of random numbers, of several architectures, made without a network."""
 
 import json
 from dataclasses import dataclass, field
@@ -25,7 +25,6 @@ BASE: dict[str, Any] = dict(
     mlp_bias=False,
 )
 
-_WEIGHTS = "model.safetensors"
 _GROUP_SIZE = 64
 
 LLAMA3_ROPE = dict(
@@ -76,27 +75,41 @@ MODELS = (
 
 def write_model(model: TinyModel, directory: Path) -> Path:
     """Write config and weights, the same every time, into a folder of `directory`; return it."""
-    from safetensors.numpy import save_file
-
     folder = directory / model.name
     folder.mkdir(parents=True)
     config = model.config
+    write_tensors(folder / "model.safetensors", weights(config), config["dtype"], model.q_bits)
     if model.q_bits is not None:
-        _write_quantised(folder / _WEIGHTS, weights(config), model.q_bits)
         config["quantization"] = {"group_size": _GROUP_SIZE, "bits": model.q_bits}
-    else:
-        save_file(weights(config), folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
-def _write_quantised(file: Path, tensors: dict[str, np.ndarray], bits: int) -> None:
+def write_tensors(
+    file: Path, tensors: dict[str, np.ndarray], dtype: str, q_bits: int | None = None
+) -> None:
+    """Write a safetensors file, with matrices quantised if q_bits says so."""
     import mlx.core as mx
 
     from vllm_metal.affine_quantization import quantized
 
-    arrays = {name: mx.array(tensor) for name, tensor in tensors.items()}
-    mx.save_safetensors(str(file), quantized(arrays, bits, _GROUP_SIZE), {"format": "mlx"})
+    with mx.stream(mx.cpu):
+        arrays = {
+            name: mx.array(tensor).astype(getattr(mx, dtype)) for name, tensor in tensors.items()
+        }
+        if q_bits is not None:
+            arrays = quantized(arrays, q_bits, _GROUP_SIZE)
+        mx.save_safetensors(str(file), arrays, {"format": "pt" if q_bits is None else "mlx"})
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Read float32 tensors of a safetensors file."""
+    import mlx.core as mx
+
+    with mx.stream(mx.cpu):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        return {name: np.array(array) for name, array in loaded.items()}
 
 
 def weights(config: dict[str, Any]) -> dict[str, np.ndarray]:

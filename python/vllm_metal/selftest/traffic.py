@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vllm_metal.selftest.tiny_models import write_tensors
+
 if TYPE_CHECKING:
     from vllm_metal import _core
 
@@ -110,10 +112,8 @@ class _Run:
 
 def write_logits(model: Path, runs: list[tuple[str, str]], file: Path) -> None:
     """Compute runs, (dtype, mode) each, and store their logits under dtype/mode."""
-    from safetensors.numpy import save_file
-
     logits = {f"{dtype}/{mode}": logits_of_traffic(model, dtype, mode) for dtype, mode in runs}
-    save_file(logits, file)
+    write_tensors(file, logits, "float32")
 
 
 def main() -> None:
