@@ -13,7 +13,13 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["doctor", "--help"], ["import-gguf", "--help"], ["convert", "--help"]],
+    [
+        ["--help"],
+        ["doctor", "--help"],
+        ["selftest", "--help"],
+        ["import-gguf", "--help"],
+        ["convert", "--help"],
+    ],
 )
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:

@@ -2,10 +2,13 @@
 """What the self-test makes of checks that pass, fail, crash and hang, and what it reports."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from vllm_metal import _core, cli
 from vllm_metal.selftest import models_checks, tiny_models, traffic
@@ -15,6 +18,8 @@ from vllm_metal.selftest.report import Report, without_user
 from vllm_metal.selftest.supervisor import MOST_CRASHES, GroupRun
 
 from tests.plugin import selftest_trial as trial
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,27 @@ def test_a_process_that_fails_at_its_end_is_a_failure():
     (result,) = found
     assert (result.name, result.status) == ("trial/exit", FAILED)
     assert "SIGABRT" in result.detail
+
+
+def test_sigterm_ends_what_was_started():
+    """The check's process is in a group of its own, which no signal of a terminal reaches."""
+    script = """
+from tests.plugin import selftest_trial as trial
+from vllm_metal import selftest
+from vllm_metal.selftest.checks import Options
+from vllm_metal.selftest.supervisor import GroupRun
+
+with selftest.ended_by_sigterm():
+    say = lambda name: print(name, flush=True)
+    GroupRun(trial.GROUP, Options(work=""), ["trial/hangs"], print, say, trial.command).run()
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "trial/hangs\n"
+        (child,) = psutil.Process(process.pid).children()
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert not child.is_running()
 
 
 @pytest.mark.parametrize(

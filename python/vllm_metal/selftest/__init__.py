@@ -6,11 +6,14 @@ like others. The exit code is 0 when nothing failed.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_metal.selftest.checks import FAILED, Options, Result
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for file in filter(None, (args.json, args.text)):
         if not file.absolute().parent.is_dir():  # found out before minutes of tests
             raise ValueError(f"[selftest] {file} must be in a folder that exists.")
-    with tempfile.TemporaryDirectory(prefix="vllm-metal-selftest-") as work:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="vllm-metal-selftest-") as work:
         options = Options(
             work=work,
             quick=args.quick,
@@ -68,6 +71,16 @@ def run(args: argparse.Namespace) -> int:
         if args.list:
             return _list(groups, options, args.only)
         return _run(groups, options, args)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end what was started, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _size(value: str) -> int:
