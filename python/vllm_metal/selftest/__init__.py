@@ -21,7 +21,7 @@ from vllm_metal.selftest.checks import FAILED, Options, Result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `vllm-metal selftest`."""
-    parser.add_argument("--quick", action="store_true", help="a minute instead of several")
+    parser.add_argument("--quick", action="store_true", help="a minute or two instead of several")
     parser.add_argument(
         "--only",
         nargs="+",
