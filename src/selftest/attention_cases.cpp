@@ -15,13 +15,15 @@ struct Batch {
   OptionChoice options;
 };
 
-const std::vector<Batch> kBatches = {
-    {"decode_contiguous", {{257, 1}, {256, 1}, {1, 1}, {700, 1}}, 0, {}},
-    {"decode_paged", {{257, 1}, {256, 1}, {1, 1}, {700, 1}}, 16, {}},
-    {"mixed", {{300, 45}, {129, 1}, {64, 64}, {515, 3}, {40, 40}}, 16, {}},
-    {"mixed_window_cap_sinks", {{300, 45}, {129, 1}, {515, 3}, {40, 40}}, 32, {100, 20.0f, true}},
-    {"long", {{8192, 1}, {4097, 33}}, 16, {}},
-};
+std::vector<Batch> batches() {
+  return {
+      {"decode_contiguous", {{257, 1}, {256, 1}, {1, 1}, {700, 1}}, 0, {}},
+      {"decode_paged", {{257, 1}, {256, 1}, {1, 1}, {700, 1}}, 16, {}},
+      {"mixed", {{300, 45}, {129, 1}, {64, 64}, {515, 3}, {40, 40}}, 16, {}},
+      {"mixed_window_cap_sinks", {{300, 45}, {129, 1}, {515, 3}, {40, 40}}, 32, {100, 20.0f, true}},
+      {"long", {{8192, 1}, {4097, 33}}, 16, {}},
+  };
+}
 
 std::vector<mx::array> attended(const Numbers& numbers, const Batch& batch, int head_dim) {
   AttentionInputs inputs = make_inputs(batch.requests, {6, 2, head_dim}, numbers.rounded_to);
@@ -35,10 +37,10 @@ std::vector<OpCase> attention_cases(bool quick) {
   std::vector<OpCase> cases;
   for (int head_dim :
        quick ? std::vector<int>{64, 128} : std::vector<int>{64, 80, 96, 128, 192, 256})
-    for (const Batch& batch : kBatches) {
+    for (const Batch& batch : batches()) {
       if (batch.name == std::string("long") && (quick || head_dim != 128)) continue;
       cases.push_back({text("varlen_attention/", batch.name, "_", head_dim), Exactness::kRounded,
-                       head_dim, [&batch, head_dim](const Numbers& numbers) {
+                       head_dim, [batch, head_dim](const Numbers& numbers) {
                          return attended(numbers, batch, head_dim);
                        }});
     }

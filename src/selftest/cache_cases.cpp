@@ -18,10 +18,10 @@ namespace {
 constexpr int kNumRows = 320, kNumHeads = 3;
 
 // Rows of the cache in random order.
-std::vector<int32_t> slots_of(int num_tokens) {
+std::vector<int32_t> slots_of(int num_tokens, unsigned seed = 1) {
   std::vector<int32_t> slots(kNumRows);
   std::iota(slots.begin(), slots.end(), 0);
-  std::shuffle(slots.begin(), slots.end(), std::mt19937(1));
+  std::shuffle(slots.begin(), slots.end(), std::mt19937(seed));
   slots.resize(num_tokens);
   return slots;
 }

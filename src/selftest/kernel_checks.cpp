@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selftest/kernel_checks.h"
 
+#include <array>
+
 #include "common/text.h"
 #include "kernels/device_kernels.h"
 #include "kernels/gpu/attention_plan.h"
@@ -13,7 +15,7 @@ namespace vllm_metal::selftest {
 
 namespace {
 
-const std::vector<mx::Dtype> kDtypes = {mx::float32, mx::float16, mx::bfloat16};
+constexpr std::array kDtypes = {mx::float32, mx::float16, mx::bfloat16};
 
 const char* name_of(Place place) {
   switch (place) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <array>
 #include <cmath>
 
 #include "common/text.h"
@@ -17,7 +18,7 @@ namespace {
 
 constexpr float kEps = 1e-5f;
 constexpr int kInFeatures = 576, kOutFeatures = 200, kGroupSize = 64;
-const std::vector<int> kTokenCounts = {1, 5, 33};  // streamed, in tiles, in blocks
+constexpr std::array kTokenCounts = {1, 5, 33};  // streamed, in tiles, in blocks
 
 void add_elementwise(std::vector<OpCase>& cases) {
   cases.push_back({"rms_norm", Exactness::kRounded, 0, [](const Numbers& numbers) {
