@@ -45,9 +45,9 @@ def _compare(options: Options) -> Finding:
     model = write_model(tiny, Path(options.work))
     request = {
         "model": str(model),
-        "prompt_tokens": 32 if options.quick else 256,
-        "new_tokens": 9 if options.quick else 65,
-        "runs": 1 if options.quick else 5,
+        "prompt_tokens": 32 if options.quick else 128,
+        "new_tokens": 9 if options.quick else 33,
+        "runs": 1 if options.quick else 3,
     }
     dtypes = _TORCH_DTYPES[:1] if options.quick else _TORCH_DTYPES
     ours = _time(request | {"engine": "core", "dtype": "bfloat16"})
