@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What scripts decide on a Mac, with the Mac faked."""
+"""What scripts and reports say on a Mac, with the Mac faked."""
 
 import subprocess
 import sys
@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import machine
 import preflight
+from vllm_metal.selftest import facts
 
 
 @pytest.fixture
@@ -72,17 +71,17 @@ CHIPS = [f"Apple M{number}{kind}" for number in range(1, 6) for kind in ("", " P
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_a_benchmark_names_the_chip(monkeypatch, chip):
+def test_reports_name_the_chip(monkeypatch, chip):
     def run(command, **_):
         assert command == ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.CompletedProcess(command, 0, f"{chip}\n", "")
 
-    monkeypatch.setattr(machine.sys, "platform", "darwin")
-    monkeypatch.setattr(machine.subprocess, "run", run)
-    assert machine.processor() == chip
+    monkeypatch.setattr(facts.sys, "platform", "darwin")
+    monkeypatch.setattr(facts.subprocess, "run", run)
+    assert facts.processor() == chip
 
 
 def test_a_mac_has_all_its_cores(monkeypatch):
-    monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 14)
-    assert machine.num_cores() == 14
+    monkeypatch.delattr(facts.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(facts.os, "cpu_count", lambda: 14)
+    assert facts.num_cores() == 14
