@@ -110,6 +110,11 @@ def mac(version: str, **facts: str) -> dict[str, str]:
     return {"FAKE_SYSTEM": "Darwin", "FAKE_MACHINE": "arm64", "FAKE_MACOS": version, **facts}
 
 
+def heed_hangups() -> None:
+    """Under nohup they are ignored, and a shell cannot trap what it was started to ignore."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Sandbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -179,6 +184,7 @@ class Sandbox:
                 stdin=text if piped else subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, env=environment,
                 cwd=self.home if piped else self.checkout, start_new_session=True,
+                preexec_fn=heed_hangups,  # noqa: PLW1509, the tests have one thread
             )  # fmt: skip
 
     def run(self, *arguments: str, piped: bool = False, **facts: str) -> tuple[int, str]:
