@@ -78,7 +78,9 @@ def test_tokenize_and_back(client, server, reference):
 def test_metrics_count(server, complete):
     wait_until(lambda: is_idle(server))
     before = metrics(server)
-    usage = complete(PROMPT, n=3, temperature=1.0, max_tokens=5).usage
+    response = complete(PROMPT, n=3, temperature=1.0, max_tokens=5, ignore_eos=True)
+    assert [choice.finish_reason for choice in response.choices] == ["length"] * 3
+    usage = response.usage
 
     def rise(name):
         return metrics(server)[name] - before[name]
