@@ -67,13 +67,12 @@ class SelfTest {
 
 // Without a reason the GPU is used if there is one.
 SelfTest kernel_self_test(bool quick, const std::optional<std::string>& why_no_gpu) {
-  return SelfTest(selftest::kernel_checks(
-      {.quick = quick, .gpu = !why_no_gpu, .why_no_gpu = why_no_gpu.value_or("no GPU")}));
+  return SelfTest(selftest::kernel_checks({.quick = quick, .why_no_gpu = why_no_gpu}));
 }
 
 SelfTest write_self_test(uint64_t max_bytes, const std::optional<std::string>& why_no_gpu) {
-  return SelfTest(selftest::write_in_place_checks(
-      {.max_bytes = max_bytes, .gpu = !why_no_gpu, .why_no_gpu = why_no_gpu.value_or("no GPU")}));
+  return SelfTest(
+      selftest::write_in_place_checks({.max_bytes = max_bytes, .why_no_gpu = why_no_gpu}));
 }
 
 }  // namespace

@@ -35,8 +35,7 @@ std::vector<mx::array> attended(const Numbers& numbers, const Batch& batch, int 
 
 std::vector<OpCase> attention_cases(bool quick) {
   std::vector<OpCase> cases;
-  for (int head_dim :
-       quick ? std::vector<int>{64, 128} : std::vector<int>{64, 80, 96, 128, 192, 256})
+  for (int head_dim : head_dims(quick))
     for (const Batch& batch : batches()) {
       if (batch.name == std::string("long") && (quick || head_dim != 128)) continue;
       cases.push_back({text("varlen_attention/", batch.name, "_", head_dim), Exactness::kRounded,

@@ -51,6 +51,15 @@ double error_of(double actual, double expected) {
 
 }  // namespace
 
+std::optional<std::string> why_without_gpu(const std::optional<std::string>& users_reason) {
+  if (users_reason || mx::is_available(mx::Device::gpu)) return users_reason;
+  return "no GPU";
+}
+
+Check skipped(const std::string& name, const std::string& reason) {
+  return {name, [reason]() -> Finding { throw Skipped(reason); }};
+}
+
 Result run_check(const Check& check) {
   const auto start = std::chrono::steady_clock::now();
   Result result = result_of(check);

@@ -40,6 +40,12 @@ struct Result {
   std::string detail;
 };
 
+// Why checks of the GPU are skipped: for the user's reason, if there is one, or since there is no
+// GPU. Nothing: they are run.
+std::optional<std::string> why_without_gpu(const std::optional<std::string>& users_reason);
+
+Check skipped(const std::string& name, const std::string& reason);
+
 // Runs a check, with MLX's default device and the choice of kernels put back afterwards. What it
 // throws is a failure.
 Result run_check(const Check& check);

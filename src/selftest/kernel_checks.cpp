@@ -83,8 +83,7 @@ Finding compile_all(mx::Dtype dtype, int head_dim) {
 }
 
 void add_compile_checks(std::vector<Check>& checks, bool quick) {
-  for (int head_dim :
-       quick ? std::vector<int>{64, 128} : std::vector<int>{64, 80, 96, 128, 192, 256})
+  for (int head_dim : head_dims(quick))
     for (mx::Dtype dtype : kDtypes)
       checks.push_back({text("gpu/compile/heads_of_", head_dim, "/", dtype),
                         [dtype, head_dim] { return compile_all(dtype, head_dim); }});
@@ -103,13 +102,17 @@ void add_checks(std::vector<Check>& checks, Place place, const Scope& scope) {
 
 }  // namespace
 
+std::vector<int> head_dims(bool quick) {
+  if (quick) return {64, 128};
+  return {gpu::kHeadDims.begin(), gpu::kHeadDims.end()};
+}
+
 std::vector<Check> kernel_checks(const Scope& scope) {
   std::vector<Check> checks;
   add_checks(checks, Place::kCpu, scope);
-  if (!scope.gpu || !mx::is_available(mx::Device::gpu)) {
-    const std::string reason = scope.gpu ? "no GPU" : scope.why_no_gpu;
+  if (const auto reason = why_without_gpu(scope.why_no_gpu)) {
     for (Place place : {Place::kGpu, Place::kGpuFallback})
-      checks.push_back({name_of(place), [reason]() -> Finding { throw Skipped(reason); }});
+      checks.push_back(skipped(name_of(place), *reason));
     return checks;
   }
   add_compile_checks(checks, scope.quick);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,8 @@ enum class Place {
 };
 
 struct Scope {
-  bool quick = false;  // fewer head sizes and bits
-  bool gpu = true;     // false: as if there were no GPU
-  std::string why_no_gpu = "no GPU";
+  bool quick = false;                          // fewer head sizes and bits
+  std::optional<std::string> why_no_gpu = {};  // the user's reason to leave it alone
   // Applied to what a place computed, before it is compared: how tests see that a wrong result is
   // found. `vllm-metal selftest` has no way to set it.
   std::function<void(std::vector<mx::array>&)> alter = {};

@@ -4,8 +4,6 @@
 #pragma once
 
 #include <random>
-#include <sstream>
-#include <string>
 #include <vector>
 
 #include "common/mlx.h"
@@ -29,12 +27,6 @@ inline Tolerance fallback_tolerance_of(mx::Dtype dtype) {
   if (dtype == mx::float32) return {2e-5, 2e-5};
   if (dtype == mx::float16) return {4e-3, 4e-3};
   return {3e-2, 3e-2};
-}
-
-inline std::string text_of(mx::Dtype dtype) {
-  std::ostringstream out;
-  out << dtype;
-  return out.str();
 }
 
 // The values of `x` in row-major order, as they are after rounding to its dtype.

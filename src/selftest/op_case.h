@@ -37,6 +37,9 @@ struct OpCase {
   std::function<std::vector<mx::array>(const Numbers&)> compute;
 };
 
+// Of caches that cases have: all with GPU kernels, or two of them.
+std::vector<int> head_dims(bool quick);
+
 std::vector<OpCase> layer_cases(bool quick);      // norms, activation, rotation, products
 std::vector<OpCase> cache_cases(bool quick);      // what writes the KV cache
 std::vector<OpCase> attention_cases(bool quick);  // what reads it

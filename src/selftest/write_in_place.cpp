@@ -96,9 +96,9 @@ Finding check_pool(mx::Device device, uint64_t bytes, const PoolScope& scope) {
 std::vector<Check> write_in_place_checks(const PoolScope& scope) {
   std::vector<Check> checks;
   for (const auto& [name, device] : {std::pair{"cpu", mx::Device::cpu}, {"gpu", mx::Device::gpu}}) {
-    if (device == mx::Device::gpu && (!scope.gpu || !mx::is_available(device))) {
-      const std::string reason = scope.gpu ? "no GPU" : scope.why_no_gpu;
-      checks.push_back({name, [reason]() -> Finding { throw Skipped(reason); }});
+    if (const auto reason = why_without_gpu(scope.why_no_gpu);
+        reason && device == mx::Device::gpu) {
+      checks.push_back(skipped(name, *reason));
       continue;
     }
     const mx::Device on = device;

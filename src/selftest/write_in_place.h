@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,8 @@
 namespace vllm_metal::selftest {
 
 struct PoolScope {
-  uint64_t max_bytes;  // of keys and values, at least 1 MiB
-  bool gpu = true;     // false: as if there were no GPU
-  std::string why_no_gpu = "no GPU";
+  uint64_t max_bytes;                          // of keys and values, at least 1 MiB
+  std::optional<std::string> why_no_gpu = {};  // the user's reason to leave it alone
   // The op. Tests see that one that copies is found.
   void (*write)(KVView&, const mx::array&, const mx::array&) = kv_write;
 };

@@ -98,7 +98,6 @@ int decode_heads(int group_size, int head_dim) {
 }
 
 bool has_attention_kernel(int head_dim) {
-  constexpr int kHeadDims[] = {64, 80, 96, 128, 192, 256};
   return std::ranges::find(kHeadDims, head_dim) != std::end(kHeadDims);
 }
 

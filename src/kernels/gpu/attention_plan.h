@@ -3,6 +3,7 @@
 // on that request alone, so its result is the same, bit for bit, whatever else is in the batch.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -37,6 +38,8 @@ AttentionPlan plan_attention(const PlanArguments& arguments);
 // Query heads of a key head that one group of attention_decode takes: 1, 2, 4 or 8.
 int decode_heads(int group_size, int head_dim);
 
+// Head sizes that attention has kernels for.
+inline constexpr std::array kHeadDims = {64, 80, 96, 128, 192, 256};
 bool has_attention_kernel(int head_dim);
 
 // The lists of a plan in one array, each at a multiple of 16 bytes.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/mlx.h"
+#include "common/text.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/device_kernels.h"
 #include "selftest/numbers.h"
@@ -19,10 +20,11 @@ namespace vllm_metal::testing_support {
 
 using selftest::fallback_tolerance_of;
 using selftest::random_array;
-using selftest::text_of;
 using selftest::Tolerance;
 using selftest::tolerance_of;
 using selftest::values_of;
+
+inline std::string text_of(mx::Dtype dtype) { return text(dtype); }
 
 inline void expect_close(const std::vector<double>& actual, const std::vector<double>& expected,
                          Tolerance tolerance) {
