@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 
-from vllm_metal.selftest.facts import num_cores, processor
+from vllm_metal.selftest.facts import num_cores, physical_memory, processor
 
 
 @dataclass
@@ -21,9 +20,8 @@ class Machine:
     @staticmethod
     def here(threads: int) -> Machine:
         """Describe this machine; every engine computes on `threads` threads."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         system = f"{platform.system()} {platform.release()} {platform.machine()}"
-        return Machine(processor(), num_cores(), threads, round(memory / 2**30), system)
+        return Machine(processor(), num_cores(), threads, round(physical_memory() / 2**30), system)
 
     def line(self) -> str:
         return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import peers
+from vllm_metal.selftest.processes import free_port
 
 START_SECONDS = 300
 STOP_SECONDS = 30
@@ -148,9 +148,3 @@ def usable_cores() -> list[int]:
 
 def _address(port: int) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from vllm_metal.selftest.processes import free_port
 
 START_SECONDS = 400  # imports alone take a minute on a busy machine
 STOP_SECONDS = 60
@@ -29,7 +30,7 @@ class Server:
     ) -> None:
         self.name = name
         self._variables = variables or {}
-        self.port = _free_port()
+        self.port = free_port()
         self.log = log
         self._command = [
             str(Path(sys.executable).with_name("vllm")),
@@ -149,9 +150,3 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

@@ -15,9 +15,6 @@ from vllm_metal import _core
 
 from tests.parity.architectures import Row
 
-# Largest error of logits relative to the largest logit, by the dtype that computes.
-RELATIVE_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
-
 
 @dataclass
 class Pair:

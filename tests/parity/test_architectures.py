@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from vllm_metal import _core
+from vllm_metal.selftest.models_checks import RELATIVE_TOLERANCE
 
 from tests.parity.architectures import ROWS, Row
-from tests.parity.pair import RELATIVE_TOLERANCE, Pair, random_tokens, relative_error
+from tests.parity.pair import Pair, random_tokens, relative_error
 
 FLOAT32 = RELATIVE_TOLERANCE["float32"]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)

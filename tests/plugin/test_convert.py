@@ -16,8 +16,9 @@ from vllm_metal import cli, safetensors_shards
 from vllm_metal.convert import Options, convert
 from vllm_metal.import_gguf import import_gguf
 from vllm_metal.model_directory import MANIFEST, verify_model_dir
+from vllm_metal.selftest.models_checks import RELATIVE_TOLERANCE
 
-from tests.parity.pair import RELATIVE_TOLERANCE, Requests, relative_error
+from tests.parity.pair import Requests, relative_error
 from tests.plugin.gguf_reference import imported_weights, mlx_lm_logits, reference_weights
 from tests.plugin.tiny_gguf import write_tiny_gguf
 from tests.plugin.tiny_model import LLAMA3_ROPE, write_tiny_llama

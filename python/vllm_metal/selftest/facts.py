@@ -14,14 +14,13 @@ PACKAGES = ("vllm-metal", "vllm", "mlx", "torch", "transformers", "numpy")
 
 def platform_facts() -> dict[str, Any]:
     """Return plain values by name."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "system": f"{platform.system()} {platform.release()}",
         "macos": platform.mac_ver()[0] or None,
         "machine": platform.machine(),
         "processor": processor(),
         "cores": num_cores(),
-        "memory_bytes": memory,
+        "memory_bytes": physical_memory(),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
     }
@@ -33,6 +32,11 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def physical_memory() -> int:
+    """Return the machine's bytes of memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def processor() -> str:

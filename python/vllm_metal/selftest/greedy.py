@@ -4,7 +4,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_metal import _core
@@ -15,14 +15,25 @@ Generate = Callable[[list[int], int], Iterator[int]]
 _BLOCK_SIZE = 16
 
 
+def load_core(
+    directory: Path, dtype: str | None = None
+) -> "tuple[_core.ModelRunner, dict[str, Any], str]":
+    """Load a model into the core; return it, its config, and the dtype; None: the config's."""
+    from vllm_metal import _core
+
+    text = (directory / "config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    dtype = dtype or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    return _core.ModelRunner(str(directory), text, dtype), config, dtype
+
+
 def core_tokens(
     model: Path, dtype: str | None, context: int
 ) -> "tuple[_core.ModelRunner, Generate]":
     """Load a model into the core, with a KV cache for `context` tokens; dtype None: its own."""
     from vllm_metal import _core
 
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    runner = _core.ModelRunner(str(model), json.dumps(config), dtype or config["dtype"])
+    runner, _, _ = load_core(model, dtype)
     runner.initialize_kv_cache(context + _BLOCK_SIZE, _BLOCK_SIZE)
     greedy = _core.SamplingParams(temperature=0.0)
 

@@ -3,7 +3,6 @@
 
 import functools
 import gc
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_metal.memory import format_bytes
 from vllm_metal.selftest.checks import Check, CheckFailed, Finding, Options, Skip
 from vllm_metal.selftest.default_model import served_model
+from vllm_metal.selftest.greedy import load_core
 from vllm_metal.selftest.tiny_models import MODELS, write_model
 from vllm_metal.selftest.traffic import BLOCK_SIZE
 
@@ -61,36 +61,11 @@ def _device() -> Finding:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A model and the sizes that its plan is made of."""
+class _Needs:
+    """What a plan is made of."""
 
-    runner: "_core.ModelRunner"
     max_model_len: int
     sizes: dict[str, Any]  # bytes, as _core.plan_memory names them
-
-    @staticmethod
-    def from_directory(directory: Path) -> "_Loaded":
-        from vllm_metal import _core
-
-        info = _core.device_info()
-        text = (directory / "config.json").read_text(encoding="utf-8")
-        config = json.loads(text)
-        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-        runner = _core.ModelRunner(str(directory), text, dtype)
-        item_bytes = 4 if dtype == "float32" else 2
-        token_bytes = 2 * runner.num_layers * runner.num_kv_heads * runner.head_dim * item_bytes
-        activations = runner.measure_activations(_STEP_TOKENS, _STEP_REQUESTS)
-        return _Loaded(
-            runner,
-            config["max_position_embeddings"],
-            {
-                **{key: info[f"{key}_memory"] for key in ("total", "available")},
-                "working_set": info["working_set"],
-                "model": runner.weight_bytes,
-                "activations": activations,
-                "block_bytes": token_bytes * BLOCK_SIZE,
-            },
-        )
 
     def plan(self, **wishes: Any) -> "_core.MemoryPlan":
         """Make the plan; without wishes that of VLLM_METAL_MEMORY_FRACTION."""
@@ -100,19 +75,36 @@ class _Loaded:
             **self.sizes, block_size=BLOCK_SIZE, max_model_len=self.max_model_len, **wishes
         )
 
-    def run_a_step(self, cache_bytes: int) -> None:
-        """Compute the largest step that the activations were measured of."""
-        from vllm_metal import _core
 
-        num_blocks = cache_bytes // self.sizes["block_bytes"]
-        self.runner.initialize_kv_cache(num_blocks * BLOCK_SIZE, BLOCK_SIZE)
-        prompt = list(range(3, 3 + _STEP_TOKENS // _STEP_REQUESTS))
-        names = [f"r{i}" for i in range(_STEP_REQUESTS)]
-        greedy = _core.SamplingParams(temperature=0.0)
-        self.runner.step(
-            new_requests=[(name, prompt, 0, greedy) for name in names],
-            scheduled=[(name, 0, len(prompt)) for name in names],
-        )
+def _load(directory: Path) -> "tuple[_core.ModelRunner, _Needs]":
+    from vllm_metal import _core
+
+    info = _core.device_info()
+    runner, config, dtype = load_core(directory)
+    item_bytes = 4 if dtype == "float32" else 2
+    token_bytes = 2 * runner.num_layers * runner.num_kv_heads * runner.head_dim * item_bytes
+    sizes = {
+        **{key: info[f"{key}_memory"] for key in ("total", "available")},
+        "working_set": info["working_set"],
+        "model": runner.weight_bytes,
+        "activations": runner.measure_activations(_STEP_TOKENS, _STEP_REQUESTS),
+        "block_bytes": token_bytes * BLOCK_SIZE,
+    }
+    return runner, _Needs(config["max_position_embeddings"], sizes)
+
+
+def _run_a_step(runner: "_core.ModelRunner", num_blocks: int) -> None:
+    """Compute the largest step that the activations were measured of."""
+    from vllm_metal import _core
+
+    runner.initialize_kv_cache(num_blocks * BLOCK_SIZE, BLOCK_SIZE)
+    prompt = list(range(3, 3 + _STEP_TOKENS // _STEP_REQUESTS))
+    names = [f"r{i}" for i in range(_STEP_REQUESTS)]
+    greedy = _core.SamplingParams(temperature=0.0)
+    runner.step(
+        new_requests=[(name, prompt, 0, greedy) for name in names],
+        scheduled=[(name, 0, len(prompt)) for name in names],
+    )
 
 
 def _plan_is_kept(directory: Callable[[], Path]) -> Finding:
@@ -121,12 +113,12 @@ def _plan_is_kept(directory: Callable[[], Path]) -> Finding:
 
     _core.return_unused_memory()
     before = _core.memory_stats()["active"]
-    loaded = _Loaded.from_directory(directory())
-    plan = loaded.plan()
-    model = loaded.sizes["model"]
+    runner, needs = _load(directory())
+    plan = needs.plan()
+    model = needs.sizes["model"]
     _core.apply_memory_limits(plan)
     try:
-        loaded.run_a_step(plan.kv_cache)
+        _run_a_step(runner, plan.kv_cache // needs.sizes["block_bytes"])
         active = _core.memory_stats()["active"]
     finally:
         _core.release_memory_limits()
@@ -134,7 +126,7 @@ def _plan_is_kept(directory: Callable[[], Path]) -> Finding:
         raise CheckFailed(f"{active - before} bytes are in use with a model of {model}")
     if active > plan.memory_limit:
         raise CheckFailed(f"{active} bytes are in use, MLX's limit is {plan.memory_limit}")
-    del loaded
+    del runner
     gc.collect()
     _core.return_unused_memory()
     left = _core.memory_stats()["active"] - before
@@ -145,12 +137,12 @@ def _plan_is_kept(directory: Callable[[], Path]) -> Finding:
     return Finding(detail=detail, figures=figures | {"plan": plan.table()})
 
 
-def _imagined(info: dict[str, Any]) -> _Loaded:
+def _imagined(info: dict[str, Any]) -> _Needs:
     """A model of a tenth of the memory, which is never loaded."""
     total = info["total_memory"]
     sizes = dict(total=total, available=total, working_set=info["working_set"])
     sizes |= dict(model=total // 10, activations=1 << 20, block_bytes=1 << 20)
-    return _Loaded(None, 4096, sizes)  # type: ignore[arg-type]
+    return _Needs(4096, sizes)
 
 
 def _wired_limit() -> Finding:

@@ -18,8 +18,8 @@ from vllm_metal.selftest.processes import output_of
 from vllm_metal.selftest.tiny_models import MODELS, TinyModel, read_tensors, write_model
 from vllm_metal.selftest.traffic import MODES
 
-# Largest error of logits relative to the largest logit, by the dtype that computes; tests of
-# parity with transformers have the same.
+# Largest error of logits relative to the largest logit, by the dtype that computes: also that of
+# the tests of parity with transformers.
 RELATIVE_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 _SECONDS = 240.0
 

@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -32,7 +33,7 @@ def output_of(
     except subprocess.TimeoutExpired as late:
         raise CheckFailed(f"{name}: no end after {seconds:.0f} s") from late
     if result.returncode != 0:
-        tail = "\n".join(result.stderr.splitlines()[-_TAIL_LINES:])
+        tail = last_lines(result.stderr, _TAIL_LINES)
         raise CheckFailed(f"{name}: the process {how_it_ended(result.returncode)}\n{tail}")
     return result.stdout
 
@@ -42,3 +43,15 @@ def how_it_ended(return_code: int) -> str:
     if return_code >= 0:
         return f"ended with exit code {return_code}"
     return f"was ended by {signal.Signals(-return_code).name}"
+
+
+def last_lines(text: str, count: int) -> str:
+    """Return the end of what a process said."""
+    return "\n".join(text.splitlines()[-count:])
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Report:
             "options": self.options,
             "checks": [result.to_json() for result in self.results],
         }
-        return without_user(_without_infinity(data))
+        return without_user(_changed(data, _finite))
 
     def text(self, every_check: bool) -> str:
         """Return the tables: of parts of groups, of all checks if wanted, of what went wrong."""
@@ -65,27 +65,32 @@ class Report:
         return f"Self-test {verdict}: {counts}, in {self.seconds:.0f} s."
 
 
+def _changed(data: Any, change: Callable[[Any], Any]) -> Any:
+    """Return data with each value in it changed, however deep."""
+    if isinstance(data, dict):
+        return {key: _changed(value, change) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_changed(value, change) for value in data]
+    return change(data)
+
+
 def without_user(data: Any) -> Any:
     """Return data with the home folder as ~ and folders of users without their names."""
-    if isinstance(data, dict):
-        return {key: without_user(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_user(value) for value in data]
-    if not isinstance(data, str):
-        return data
     home = str(Path.home())
-    if home != "/":
-        data = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", data)
-    return re.sub(r"(/(?:home|Users)/)[^/\s:'\"]+", r"\1-", data)
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if home != "/":
+            value = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value)
+        return re.sub(r"(/(?:home|Users)/)[^/\s:'\"]+", r"\1-", value)
+
+    return _changed(data, change)
 
 
-def _without_infinity(data: Any) -> Any:
-    """Return data with numbers that JSON does not have, such as NaN, as text."""
-    if isinstance(data, dict):
-        return {key: _without_infinity(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_without_infinity(value) for value in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+def _finite(value: Any) -> Any:
+    """Return numbers that JSON does not have, such as NaN, as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

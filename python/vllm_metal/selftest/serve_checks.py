@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from vllm_metal.selftest.checks import Check, CheckFailed, Finding, Options, Skip
 from vllm_metal.selftest.default_model import served_model
+from vllm_metal.selftest.processes import free_port, last_lines
 
 _START_SECONDS = 900  # imports and Metal's compiler take minutes on a busy machine
 _ANSWER_SECONDS = 300
@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self, model: Path, log: Path, mode: str) -> None:
         self._log = log
-        self._port = _free_port()
+        self._port = free_port()
         options = ["--host", "127.0.0.1", "--port", str(self._port), "--max-model-len", "1024"]
         environment = os.environ | {"VLLM_METAL_USE_PAGED_ATTENTION": _MODES[mode]}
         with log.open("w") as output:
@@ -157,8 +157,7 @@ class Server:
         return True
 
     def _tail(self, num_lines: int = 25) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-num_lines:])
+        return last_lines(self._log.read_text(errors="replace"), num_lines)
 
     def __enter__(self) -> "Server":
         return self
@@ -179,9 +178,3 @@ def _pieces(response: Any) -> Iterator[str]:
             for choice in json.loads(data)["choices"]:
                 yield choice["delta"].get("content") or ""
     raise CheckFailed("the stream ended without [DONE]")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from vllm_metal.selftest.checks import FAILED, Options, Result
 from vllm_metal.selftest.groups import Group
-from vllm_metal.selftest.processes import how_it_ended
+from vllm_metal.selftest.processes import how_it_ended, last_lines
 
 START_SECONDS = 300.0  # until a process has told its checks; imports take a minute when busy
 MOST_CRASHES = 5  # of a group; what is left after that is not run
@@ -153,8 +153,8 @@ class Child:
 
     def _tail(self) -> str:
         self._errors.seek(0)
-        lines = self._errors.read().splitlines()[-_TAIL_LINES:]
-        return "".join(f"\n{line}" for line in lines)
+        lines = last_lines(self._errors.read(), _TAIL_LINES)
+        return f"\n{lines}" if lines else ""
 
     def __enter__(self) -> "Child":
         return self

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vllm_metal.selftest.greedy import load_core
 from vllm_metal.selftest.tiny_models import write_tensors
 
 if TYPE_CHECKING:
@@ -29,11 +30,7 @@ def logits_of_traffic(model: Path, dtype: str, mode: str) -> np.ndarray:
 
     RuntimeError when a greedy token is not that of the highest logit.
     """
-    from vllm_metal import _core
-
-    runner = _core.ModelRunner(
-        str(model), (model / "config.json").read_text(encoding="utf-8"), dtype
-    )
+    runner, _, _ = load_core(model, dtype)
     runner.keep_logits(True)
     sequences = _sequences(runner.vocab_size)
     blocks_each = -(-max(map(len, sequences.values())) // BLOCK_SIZE)
