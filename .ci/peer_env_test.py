@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import checkout
+import environments
 import peer_env
 import setup_env
 import uv_tool
@@ -35,7 +36,7 @@ def commands(tmp_path, monkeypatch):
             python.parent.mkdir(parents=True, exist_ok=True)
             python.touch()
 
-    monkeypatch.setattr(peer_env, "run", run)
+    monkeypatch.setattr(environments, "run", run)
     return done
 
 
@@ -71,14 +72,14 @@ def test_made_anew_when_the_lock_changes(commands):
 def test_what_was_interrupted_does_not_count(commands, monkeypatch):
     peer_env.ensure("llama-cpp")
     (peer_env.REQUIREMENTS / "llama-cpp.txt").write_text("newer")
-    working = peer_env.run
+    working = environments.run
 
     def interrupted(command, what):
         if command[1] == "pip":
             raise checkout.SetupError("interrupted")
         working(command, what)
 
-    monkeypatch.setattr(peer_env, "run", interrupted)
+    monkeypatch.setattr(environments, "run", interrupted)
     with pytest.raises(checkout.SetupError):
         peer_env.ensure("llama-cpp")
     (peer_env.REQUIREMENTS / "llama-cpp.txt").write_text("llama-cpp")  # as it was at first

@@ -21,15 +21,10 @@ from pathlib import Path
 
 import preflight
 import vllm_source
-from checkout import ROOT, SetupError, exit_code, run, say
+from checkout import ROOT, SetupError, exit_code, path_with, run, say
 from setup_env import digest, vllm_key
 
 PYTHON = Path(sys.executable)
-
-
-def environment_path() -> str:
-    """PATH with this environment's cmake and ninja first."""
-    return f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def check() -> None:
@@ -47,7 +42,7 @@ def build_vllm_metal(out: Path) -> None:
             [PYTHON, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps",
              "--no-build-isolation", ROOT, "-w", folder],
             "Building vllm-metal",
-            PATH=environment_path(),
+            PATH=path_with(PYTHON.parent),  # its cmake and ninja
         )  # fmt: skip
         (wheel,) = Path(folder).glob("*.whl")
         shutil.move(str(wheel), out / wheel.name)
@@ -61,7 +56,7 @@ def build_vllm(out: Path) -> None:
 def build_vllm_cpu(out: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     key = digest([vllm_source.LOCK], repr(vllm_source.PATCHES), "cpu", version)
-    os.environ["PATH"] = environment_path()
+    os.environ["PATH"] = path_with(PYTHON.parent)
     wheel = vllm_source.build_wheel(key, PYTHON, "cpu")
     shutil.copy(wheel, out / wheel.name)
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import uv_tool
 from checkout import ROOT, SetupError, exit_code, run, say
 from macos import fetch, resolve, sources, toolchain, wheels
 
@@ -59,7 +60,7 @@ def refuse(problems: Iterator[str]) -> None:
 
 def check(with_tests: bool) -> None:
     check_host()
-    uv = fetch.uv_program()
+    uv = uv_tool.ensure_uv()
     built = build_and_check(uv)
     say("Resolving the wheels with all they need, for Python 3.11 to 3.13 on macOS 14, 15 and 26")
     refuse(resolve.problems(uv, built))

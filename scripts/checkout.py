@@ -41,6 +41,11 @@ def run(command: Iterable[object], what: str, **environment: str) -> None:
         raise SetupError(f"{what} failed (exit code {result.returncode}): {' '.join(words)}")
 
 
+def path_with(folder: Path) -> str:
+    """PATH with a folder before all others."""
+    return f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work of a command of ours; an error that says it all is printed without a trace."""
     try:

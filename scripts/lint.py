@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checkout import BUILD, CACHE, ROOT
+from checkout import BUILD, CACHE, ROOT, path_with
 
 BIN = Path(sys.executable).parent
 STUB = ROOT / "python" / "vllm_metal" / "_core.pyi"
@@ -55,21 +55,21 @@ def mypy() -> bool:
     return passes(BIN / "mypy")
 
 
-def shellcheck() -> bool:
-    program = shutil.which("shellcheck", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
+def passes_if_installed(name: str, *arguments: str) -> bool:
+    program = shutil.which(name, path=path_with(BIN))
     if program is None:
-        print("shellcheck is not installed: skipped")
+        print(f"{name} is not installed: skipped")
         return True
-    return passes(program, *tracked("*.sh", ".ci/run"))
+    return passes(program, *arguments)
+
+
+def shellcheck() -> bool:
+    return passes_if_installed("shellcheck", *tracked("*.sh", ".ci/run"))
 
 
 def workflows() -> bool:
     """actionlint's package downloads the program when it is installed: CI does that, `make` not."""
-    program = shutil.which("actionlint", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
-    if program is None:
-        print("actionlint is not installed: skipped")
-        return True
-    return passes(program)
+    return passes_if_installed("actionlint")
 
 
 def layers() -> bool:

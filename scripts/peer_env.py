@@ -14,12 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import environments
 import preflight
 import uv_tool
-from checkout import CACHE, REQUIREMENTS, VENV_PYTHON, SetupError, exit_code, run, say
+from checkout import CACHE, REQUIREMENTS, VENV_PYTHON, SetupError, exit_code, say
 from setup_env import digest, setup_lock
-
-KEY_FILE = "vllm_metal_key"
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,9 @@ def key_of(name: str) -> str:
 
 def interpreter_of(name: str) -> Path | None:
     """Return the Python of an environment that is there and up to date."""
-    key = folder_of(name) / KEY_FILE
-    python = folder_of(name) / "bin" / "python"
-    if python.exists() and key.exists() and key.read_text(encoding="utf-8") == key_of(name):
-        return python
-    return None
+    folder = folder_of(name)
+    python = environments.python_of(folder)
+    return python if python.exists() and environments.up_to_date(folder, key_of(name)) else None
 
 
 def choose_python(uv: str) -> str:
@@ -67,20 +64,11 @@ def choose_python(uv: str) -> str:
 
 
 def install(name: str) -> None:
-    folder, peer = folder_of(name), PEERS[name]
+    peer, lock = PEERS[name], REQUIREMENTS / f"{name}.txt"
     say(peer.announcement)
-    uv = uv_tool.find_uv() or uv_tool.install_uv()
-    (folder / KEY_FILE).unlink(missing_ok=True)
-    run(
-        [uv, "venv", "--quiet", "--clear", "--python", choose_python(uv), folder],
-        f"Creating {folder}",
-    )
-    run(
-        [uv, "pip", "sync", "--python", folder / "bin" / "python", "--require-hashes",
-         "--only-binary", ":all:", *peer.arguments, REQUIREMENTS / f"{name}.txt"],
-        f"Installing {name}",
-    )  # fmt: skip
-    (folder / KEY_FILE).write_text(key_of(name), encoding="utf-8")
+    uv = uv_tool.ensure_uv()
+    python, key = choose_python(uv), key_of(name)
+    environments.make(uv, python, folder_of(name), key, lock, *peer.arguments)
 
 
 def ensure(name: str) -> Path:
@@ -88,7 +76,7 @@ def ensure(name: str) -> Path:
     with setup_lock():
         if interpreter_of(name) is None:
             install(name)
-    return folder_of(name) / "bin" / "python"
+    return environments.python_of(folder_of(name))
 
 
 def main() -> int:

@@ -77,8 +77,16 @@ def check(wheels: list[Path]) -> None:
 
 def resolve(requirement: str, *options: str) -> str:
     """What uv makes of one requirement, without its dependencies."""
-    uv = uv_tool.find_uv() or uv_tool.install_uv()
-    command = [uv, "pip", "compile", "-", "--quiet", "--no-deps", "--no-header", "--no-annotate"]
+    command = [
+        uv_tool.ensure_uv(),
+        "pip",
+        "compile",
+        "-",
+        "--quiet",
+        "--no-deps",
+        "--no-header",
+        "--no-annotate",
+    ]
     result = subprocess.run(
         [*command, *options], input=requirement, capture_output=True, text=True, check=False
     )

@@ -31,6 +31,7 @@ from checkout import (
     VENV_PYTHON,
     SetupError,
     exit_code,
+    path_with,
     run,
     say,
 )
@@ -136,7 +137,7 @@ def install_package(uv: str, level: str) -> None:
     with_tests = "ON" if level == "dev" else "OFF"
     wheels = CACHE / "wheel"
     shutil.rmtree(wheels, ignore_errors=True)
-    environment = {"PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {"PATH": path_with(VENV / "bin")}
     if shutil.which("ccache"):
         environment["CMAKE_CXX_COMPILER_LAUNCHER"] = "ccache"
     run(

@@ -47,6 +47,10 @@ def install_uv() -> str:
     return str(PRIVATE / "bin" / "uv")
 
 
+def ensure_uv() -> str:
+    return find_uv() or install_uv()
+
+
 def package_cache(uv: str | None) -> Path:
     """Folder in which uv keeps what it downloaded."""
     if uv:

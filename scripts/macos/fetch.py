@@ -14,15 +14,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import environments
 import preflight
-import uv_tool
 from checkout import CACHE, REQUIREMENTS, SetupError, run, say
+from environments import mark_done, up_to_date
 from setup_env import digest
 
 FOLDER = CACHE / "macos"
 LOCK = REQUIREMENTS / "macos.txt"
 MLX_LOCK = REQUIREMENTS / "serve.txt"
-KEY_FILE = "vllm_metal_key"
 # The releases whose wheels of MLX differ; the extension must fit all of them.
 MACOS_RELEASES = ("14.0", "15.0", "26.0")
 DEBIAN_PACKAGES = ("lld-19", "libllvm19")
@@ -37,19 +37,6 @@ PYCONFIG = """
 #undef _XOPEN_SOURCE
 #undef _XOPEN_SOURCE_EXTENDED
 """
-
-
-def up_to_date(folder: Path, key: str) -> bool:
-    mark = folder / KEY_FILE
-    return mark.exists() and mark.read_text(encoding="utf-8") == key
-
-
-def mark_done(folder: Path, key: str) -> None:
-    (folder / KEY_FILE).write_text(key, encoding="utf-8")
-
-
-def uv_program() -> str:
-    return uv_tool.find_uv() or uv_tool.install_uv()
 
 
 # --- Python ----------------------------------------------------------------------------------
@@ -87,17 +74,8 @@ def environment(uv: str, interpreter: preflight.Interpreter) -> Path:
     key = digest([LOCK], interpreter.path)
     if not up_to_date(folder, key):
         say("Installing the compiler (100 MB to download at first)")
-        run(
-            [uv, "venv", "--quiet", "--clear", "--python", interpreter.path, folder],
-            f"Creating {folder}",
-        )
-        run(
-            [uv, "pip", "sync", "--quiet", "--python", folder / "bin" / "python",
-             "--require-hashes", "--only-binary", ":all:", LOCK],
-            f"Installing {LOCK.name}",
-        )  # fmt: skip
-        mark_done(folder, key)
-    return folder / "bin" / "python"
+        environments.make(uv, interpreter.path, folder, key, LOCK, "--quiet")
+    return environments.python_of(folder)
 
 
 def packages(python: Path) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from macos import link
 from macos.stubs import LIBCXX, LIBOBJC, LIBSYSTEM
 
 EXTENSION = "vllm_metal/_core."
@@ -19,7 +20,7 @@ LIBMLX = "@rpath/libmlx.dylib"
 PYTHON = "Python"  # names of the interpreter, which the loader looks up in all that is loaded
 FLAT_LOOKUP = 254  # the ordinal that stands for that
 RPATH = "@loader_path/../mlx/lib"
-MINIMUM_OS = (14, 0)
+MINIMUM_OS = tuple(map(int, link.MINIMUM_OS.split(".")))
 LIBRARIES = {LIBMLX, LIBCXX, LIBSYSTEM, LIBOBJC}
 # What a bundle of ours may ask of the loader. Anything else is new and wants a look.
 LOAD_COMMANDS = {
@@ -101,7 +102,7 @@ def format_problems(binary: Binary) -> Iterator[str]:
         yield f"it is a {binary.kind} for {binary.architecture}, not a BUNDLE for ARM64"
     if binary.platform != "MACOS" or binary.minimum_os != MINIMUM_OS:
         version = ".".join(map(str, binary.minimum_os))
-        yield f"it is made for {binary.platform} {version}, not for MACOS 14.0"
+        yield f"it is made for {binary.platform} {version}, not for MACOS {link.MINIMUM_OS}"
     if not binary.signed:
         yield "it is not signed: arm64 loads only what is, if only ad hoc"
     for command in sorted(binary.load_commands - LOAD_COMMANDS):

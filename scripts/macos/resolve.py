@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import preflight
 from checkout import CACHE, REQUIREMENTS, say
 from macos.fetch import FOLDER, MACOS_RELEASES
 
-PYTHON_VERSIONS = ("3.11", "3.12", "3.13")
+PYTHON_VERSIONS = tuple(f"{major}.{minor}" for major, minor in preflight.PYTHON_VERSIONS)
 # The versions that installations take: a release of something else tomorrow breaks nothing here.
 CONSTRAINTS = REQUIREMENTS / "serve.txt"
 EXCLUDES = REQUIREMENTS / "excludes.txt"
@@ -45,9 +46,8 @@ def inputs(wheel: Path, vllm: Path | None) -> str:
     return "\n".join([*lines, *([f"vllm @ {vllm.as_uri()}"] if vllm else [])]) + "\n"
 
 
-def resolve(uv: str, wheel: Path, version: str, release: str) -> str:
+def resolve(uv: str, wheel: Path, vllm: Path | None, version: str, release: str) -> str:
     """Resolve for one Python on one macOS; returns what is wrong, or nothing."""
-    vllm = vllm_wheel()
     source = FOLDER / f"resolve-{version}-{release}.in"
     source.write_text(inputs(wheel, vllm), encoding="utf-8")
     result = subprocess.run(
@@ -67,10 +67,11 @@ def resolve(uv: str, wheel: Path, version: str, release: str) -> str:
 
 def problems(uv: str, wheels: list[Path]) -> Iterator[str]:
     """What does not resolve, of every version of Python on every release of macOS."""
-    if vllm_wheel() is None:
+    vllm = vllm_wheel()
+    if vllm is None:
         say("vLLM's wheel is not built here (make setup): resolving its list in serve.in alone")
     cases = [(version, release) for version in PYTHON_VERSIONS for release in MACOS_RELEASES]
     with ThreadPoolExecutor(len(cases)) as pool:
         # Most of the time goes by waiting for the registry.
-        found = pool.map(lambda case: resolve(uv, fitting(wheels, case[0]), *case), cases)
+        found = pool.map(lambda case: resolve(uv, fitting(wheels, case[0]), vllm, *case), cases)
         yield from filter(None, found)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import preflight
-from checkout import ROOT, SetupError, run, say
+from checkout import ROOT, SetupError, path_with, run, say
+from environments import mark_done, up_to_date
 from macos import fetch
 from macos.link import MINIMUM_OS
 from setup_env import digest, package_key
@@ -46,7 +46,7 @@ def environment(tools: Path, version: tuple[int, int]) -> dict[str, str]:
     Were there more, the build folder would be cleared each time.
     """
     return {
-        "PATH": f"{tools.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": path_with(tools.parent),
         "PYTHONPATH": str(fetch.packages(tools)),
         "VLLM_METAL_MACOS_TOOLS": str(fetch.FOLDER),
         "CMAKE_TOOLCHAIN_FILE": str(ROOT / "cmake" / "macos_cross.cmake"),
@@ -71,7 +71,7 @@ def build(uv: str, tools: Path, target: Target, interpreter: preflight.Interpret
     """
     output = BUILD / target.tag
     key = key_of(interpreter)
-    if not fetch.up_to_date(output, key):
+    if not up_to_date(output, key):
         say(f"Building {target.tag}-{PLATFORM}")
         shutil.rmtree(output, ignore_errors=True)
         defines = configuration(interpreter)
@@ -83,7 +83,7 @@ def build(uv: str, tools: Path, target: Target, interpreter: preflight.Interpret
             f"Building {target.tag}-{PLATFORM}",
             **environment(tools, interpreter.version),
         )  # fmt: skip
-        fetch.mark_done(output, key)
+        mark_done(output, key)
     (wheel,) = output.glob("*.whl")
     if not wheel.stem.endswith(f"-{target.tag}-{PLATFORM}"):
         raise SetupError(f"{wheel.name} is not tagged {target.tag}-{PLATFORM}")
