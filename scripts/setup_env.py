@@ -143,7 +143,7 @@ def install_package(uv: str, level: str) -> None:
     run(
         [uv, "build", "--wheel", "--no-build-isolation", "--python", VENV_PYTHON, "-o", wheels,
          "-C", f"build-dir={BUILD}", "-C", f"cmake.define.VLLM_METAL_BUILD_TESTS={with_tests}",
-         ROOT],
+         "-C", "cmake.define.VLLM_METAL_PRECOMPILE_HEADERS=ON", ROOT],
         "Building vllm-metal",
         **environment,
     )  # fmt: skip

@@ -65,7 +65,9 @@ constexpr int kTileRegisters = 2;
 constexpr int kTileTokens = kNumRegisters == 32 ? 6 : 3;
 constexpr int kTileStrips = kTileRegisters > kRegistersPerStrip ? 2 : 1;
 
-template <typename Scale, typename Steps>
+// Scales are converted by a switch a group, not by kernels of their own for each type, which would
+// take the compiler three times as long.
+template <typename Steps>
 struct StripTile {
   typedef typename Steps::Input Input;
 
@@ -94,8 +96,11 @@ struct StripTile {
       VLLM_METAL_UNROLL
       for (int r = 0; r < Registers; ++r) {
         const int64_t lane = lane_of(first_lane, r);
-        const Scale* scales = (const Scale*)(words[r] - lane * 4) + lane;
-        const Floats scale = load(scales), bias = load(scales + kStripRows);
+        Floats scale{}, bias{};
+        with_elements(words[r] - lane * 4, layout.scale_type, [&](const auto* scales) {
+          scale = load(scales + lane);
+          bias = load(scales + kStripRows + lane);
+        });
         VLLM_METAL_UNROLL
         for (int t = 0; t < Tokens; ++t) {
           totals[r][t] = fma(partial[r][t], scale, totals[r][t]);
@@ -170,11 +175,11 @@ int64_t scratch_floats(const WeightRows& weight, int64_t num_tokens, int64_t num
 
 // Rows [begin, end) by all tokens; `begin` is a multiple of kStripRows. Strips stay in the first
 // cache while the tokens pass.
-template <typename Scale, typename Steps, typename Element>
+template <typename Steps, typename Element>
 void run_rows(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
               int64_t end, const LinearOutput& output, float* scratch) {
   const StripLayout layout(weight);
-  const StripTile<Scale, Steps> tile{layout, weight.in_features / kChunkColumns * Steps::kSteps};
+  const StripTile<Steps> tile{layout, weight.in_features / kChunkColumns * Steps::kSteps};
   const auto* inputs = (const typename Steps::Input*)input;
   const float* group_sums = input + num_tokens * tile.inputs;
   float* sums = scratch;
@@ -203,12 +208,9 @@ void run_rows(const WeightRows& weight, const float* input, int64_t num_tokens, 
 template <template <int> class Steps>
 void run(const WeightRows& weight, const float* input, int64_t num_tokens, int64_t begin,
          int64_t end, const LinearOutput& output, float* scratch) {
-  with_elements(weight.elements, weight.type, [&]<typename Scale>(const Scale*) {
-    with_bits(weight.bits, [&]<int Bits>() {
-      with_elements(output.elements, output.type, [&]<typename Element>(const Element*) {
-        run_rows<Scale, Steps<Bits>, Element>(weight, input, num_tokens, begin, end, output,
-                                              scratch);
-      });
+  with_bits(weight.bits, [&]<int Bits>() {
+    with_elements(output.elements, output.type, [&]<typename Element>(const Element*) {
+      run_rows<Steps<Bits>, Element>(weight, input, num_tokens, begin, end, output, scratch);
     });
   });
 }

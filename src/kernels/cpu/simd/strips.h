@@ -24,13 +24,15 @@ constexpr int64_t scale_bytes(ElementType type) { return type == ElementType::kF
 // Where things lie in a strip, in bytes.
 struct StripLayout {
   explicit StripLayout(const WeightRows& weight)
-      : chunk_bytes(int64_t{weight.bits} * kStripRows * 4),
+      : scale_type(weight.type),
+        chunk_bytes(int64_t{weight.bits} * kStripRows * 4),
         chunks_per_group(weight.group_size / kChunkColumns),
         scales_bytes(kStripRows * scale_bytes(weight.type)),
         group_bytes(chunks_per_group * chunk_bytes + 2 * scales_bytes),
         num_groups(weight.in_features / weight.group_size),
         strip_bytes(num_groups * group_bytes) {}
 
+  ElementType scale_type;
   int64_t chunk_bytes;
   int64_t chunks_per_group;
   int64_t scales_bytes;
