@@ -24,7 +24,7 @@ import psutil
 
 from tests.e2e.server import Server
 from tests.e2e.soak_traffic import Traffic
-from tests.e2e.test_server import is_idle, metrics, wait_until
+from tests.e2e.test_server import metrics, wait_until_idle
 
 # Variables of the KV cache's modes, and vLLM's name of what a cache of prefixes counts there.
 MODES = {
@@ -163,7 +163,7 @@ def run_soak(server: Server, *, mode: str, seconds: float, clients: int, seed: i
     traffic = Traffic(server.url, server.name, seed)
     # So that every kind of request was served when files and threads are first counted.
     asyncio.run(traffic.warm_up())
-    wait_until(lambda: is_idle(server), IDLE_SECONDS)
+    wait_until_idle(server, IDLE_SECONDS)
     before, idle = metrics(server), take_sample(server, time.monotonic())
     soak = Soak(mode, seconds, clients)
     soak.samples = asyncio.run(_drive(server, traffic, clients, seconds))
@@ -175,7 +175,7 @@ def run_soak(server: Server, *, mode: str, seconds: float, clients: int, seed: i
         check("the server lives", False, f"{error}\n{server.tail()}")
         return soak
     with contextlib.suppress(AssertionError):  # a check tells
-        wait_until(lambda: is_idle(server), IDLE_SECONDS)
+        wait_until_idle(server, IDLE_SECONDS)
     after, end = metrics(server), take_sample(server, time.monotonic() - seconds)
     soak.metrics = {name: after[name] - before.get(name, 0.0) for name in after}
     _check_accounting(check, soak, end)

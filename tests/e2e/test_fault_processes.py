@@ -25,7 +25,7 @@ from tests.e2e.fault_clients import (
 )
 from tests.e2e.fault_server import shared_memory
 from tests.e2e.server import Server
-from tests.e2e.test_server import metrics, wait_until
+from tests.e2e.test_server import wait_until_running
 from tests.e2e.test_stop import check_port_is_free
 from tests.plugin.tiny_model import write_tiny_llama
 
@@ -124,7 +124,7 @@ def test_the_engine_is_killed(paged, managed, asks, folders):
     engine = paged.engine()
 
     def kill():
-        wait_until(lambda: metrics(paged)["vllm:num_requests_running"] == 8)
+        wait_until_running(paged, 8)
         engine.kill()
 
     ask_until_it_dies(paged, [Ask([5, 6, 7], 1900)] * 8, kill)

@@ -25,7 +25,7 @@ from tests.e2e.fault_clients import (
 from tests.e2e.fault_server import Clock
 from tests.e2e.server import Server
 from tests.e2e.test_dev_endpoints import call, health, is_sleeping
-from tests.e2e.test_server import is_idle, metrics, wait_until
+from tests.e2e.test_server import metrics, wait_until_idle
 from tests.plugin.tiny_model import write_tiny_llama
 
 FULL = os.environ.get("VLLM_METAL_TEST_FAULTS") == "full"  # `make test-faults`
@@ -77,7 +77,7 @@ def asks(server):
 @pytest.fixture(autouse=True)
 def all_is_well_after_it(server, asks):
     yield
-    wait_until(lambda: is_idle(server), MOST_SECONDS)
+    wait_until_idle(server, MOST_SECONDS)
     outcomes = Outcomes()
     asyncio.run(ask_all(server, asks[:4], outcomes))
     outcomes.check(right=4)
@@ -95,7 +95,7 @@ def test_half_of_200_clients_vanish(server, asks):
 
     asyncio.run(crowd())
     outcomes.check(right=half)
-    wait_until(lambda: is_idle(server), MOST_SECONDS)
+    wait_until_idle(server, MOST_SECONDS)
     generated = metrics(server)["vllm:generation_tokens_total"] - before
     assert generated < half * (asks[0].max_tokens + 400)  # they had not come to their end
 
@@ -110,7 +110,7 @@ def test_slow_readers(server, asks):
         asyncio.run(ask_all(server, asks, outcomes))
         time.sleep(1)
     outcomes.check(right=4 * len(asks))
-    wait_until(lambda: is_idle(server), MOST_SECONDS)
+    wait_until_idle(server, MOST_SECONDS)
     patient, *others = slow
     for connection in others:
         connection.close()

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.e2e.test_server import is_idle, metrics, wait_until
+from tests.e2e.test_server import metrics, wait_until_idle
 
 BLOCK_SIZE = 16
 NUM_TOKENS = 24
@@ -80,7 +80,7 @@ def test_scores_of_a_prompt_are_computed_whole(complete):
 
 
 def test_counters(server, complete, kv_cache_mode):
-    wait_until(lambda: is_idle(server))
+    wait_until_idle(server)
     before = metrics(server)
     tokens = prompt(6, 100)
     for _ in range(3):

@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -15,7 +16,7 @@ PROMPT = "The capital of France is"
 
 
 def get(server, path):
-    with urllib.request.urlopen(f"{server.url}{path}", timeout=10) as response:
+    with urllib.request.urlopen(f"{server.url}{path}", timeout=60) as response:
         return response.status, response.read().decode()
 
 
@@ -32,20 +33,24 @@ def metrics(server):
     return samples
 
 
-def wait_until(condition, seconds=30.0):
+STATE = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+def wait_for_metrics(server, condition, seconds=30.0):
+    """Wait until the condition holds of the samples, which a failure shows."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+    while not condition(now := metrics(server)):
+        shown = {name: now[name] for name in (*STATE, "vllm:generation_tokens_total")}
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {shown}"
         time.sleep(0.05)
 
 
-def is_idle(server):
-    now = metrics(server)
-    return (
-        now["vllm:num_requests_running"] == 0
-        and now["vllm:num_requests_waiting"] == 0
-        and now["vllm:kv_cache_usage_perc"] == 0
-    )
+def wait_until_idle(server, seconds=30.0):
+    wait_for_metrics(server, lambda now: all(now[name] == 0 for name in STATE), seconds)
+
+
+def wait_until_running(server, num_requests):
+    wait_for_metrics(server, lambda now: now["vllm:num_requests_running"] == num_requests)
 
 
 def test_model_is_listed(client, server):
@@ -76,16 +81,16 @@ def test_tokenize_and_back(client, server, reference):
 
 
 def test_metrics_count(server, complete):
-    wait_until(lambda: is_idle(server))
+    wait_until_idle(server)
     before = metrics(server)
     response = complete(PROMPT, n=3, temperature=1.0, max_tokens=5, ignore_eos=True)
     assert [choice.finish_reason for choice in response.choices] == ["length"] * 3
     usage = response.usage
 
-    def rise(name):
-        return metrics(server)[name] - before[name]
+    def rise(name, now=None):
+        return (now or metrics(server))[name] - before[name]
 
-    wait_until(lambda: rise("vllm:request_success_total:length") == 3)
+    wait_for_metrics(server, lambda now: rise("vllm:request_success_total:length", now) == 3)
     assert rise("vllm:generation_tokens_total") == usage.completion_tokens == 15
     assert rise("vllm:prompt_tokens_total") == 3 * usage.prompt_tokens  # one for each answer
     assert rise("vllm:request_success_total:error") == 0
@@ -106,7 +111,16 @@ def test_hundred_clients(server, complete, reference):
         answer = response.choices[0].token_ids
         assert len(answer) == 8
         assert answer == reference.choices(prompt, answer).token_ids
-    wait_until(lambda: is_idle(server))
+    wait_until_idle(server)
+
+
+@contextmanager
+def all_closed(connections):
+    """Close them at the end, also of a test that fails: those behind it want an idle server."""
+    with ExitStack() as stack:
+        for connection in connections:
+            stack.callback(connection.close)
+        yield
 
 
 class TestClientsThatVanish:
@@ -116,27 +130,26 @@ class TestClientsThatVanish:
 
     @pytest.fixture(autouse=True)
     def comes_back(self, server, chat):
-        wait_until(lambda: is_idle(server))
+        wait_until_idle(server)
         before = metrics(server)["vllm:generation_tokens_total"]
         yield
-        wait_until(lambda: is_idle(server))
+        wait_until_idle(server)
         generated = metrics(server)["vllm:generation_tokens_total"] - before
         assert generated < self.NUM_CLIENTS * 1000  # they had not come to their end
         assert "Paris" in chat().choices[0].message.content
 
     def wait_until_running(self, server):
-        wait_until(lambda: metrics(server)["vllm:num_requests_running"] == self.NUM_CLIENTS)
+        wait_until_running(server, self.NUM_CLIENTS)
         assert metrics(server)["vllm:kv_cache_usage_perc"] > 0
 
     def test_streams(self, server, chat):
         options = {"max_tokens": 1500, "stream": True, "extra_body": {"ignore_eos": True}}
         with ThreadPoolExecutor(self.NUM_CLIENTS) as pool:
             streams = list(pool.map(lambda _: chat(**options), range(self.NUM_CLIENTS)))
-        for stream in streams:
-            next(iter(stream))
-        self.wait_until_running(server)
-        for stream in streams:
-            stream.close()
+        with all_closed(streams):
+            for stream in streams:
+                next(iter(stream))
+            self.wait_until_running(server)
 
     def test_without_a_stream(self, server):
         """The connections break while the server has sent nothing yet."""
@@ -149,9 +162,8 @@ class TestClientsThatVanish:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", "/v1/completions", json.dumps(body), headers)
             connections.append(connection)
-        self.wait_until_running(server)
-        for connection in connections:
-            connection.close()
+        with all_closed(connections):
+            self.wait_until_running(server)
 
     def test_of_messages(self, server, messages_client):
         streams = [
@@ -164,6 +176,5 @@ class TestClientsThatVanish:
             )
             for _ in range(self.NUM_CLIENTS)
         ]
-        self.wait_until_running(server)
-        for stream in streams:
-            stream.close()
+        with all_closed(streams):
+            self.wait_until_running(server)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.e2e.test_server import metrics, wait_until
+from tests.e2e.test_server import wait_for_metrics
 
 STOP_SECONDS = 60
 NUM_CLIENTS = 4
@@ -56,7 +56,7 @@ def test_sigint_under_load_and_with_a_client_that_does_not_read(server):
     with read_nothing(server), ThreadPoolExecutor(NUM_CLIENTS) as pool:
         for _ in range(NUM_CLIENTS):
             pool.submit(ask)
-        wait_until(lambda: metrics(server)["vllm:num_requests_running"] > 0)
+        wait_for_metrics(server, lambda now: now["vllm:num_requests_running"] > 0)
         code, children = server.send_signal(signal.SIGINT, STOP_SECONDS)
     check_that_all_ended(server, code, children)
     assert "nothing is wired any more" in server.log.read_text()
