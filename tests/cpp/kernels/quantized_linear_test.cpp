@@ -37,12 +37,13 @@ struct QuantizedShape {
   int group_size;
 };
 
-// Groups of the usual sizes, of odd ones (24, 40, 12) and of the whole row.
+// Groups of the usual sizes, of odd ones (24, 40, 12) and of the whole row; rows that are converted
+// in parts, of which 1376 and 680 columns make no multiple of eight.
 std::vector<QuantizedShape> shapes_of(int bits) {
-  std::vector<QuantizedShape> shapes = {{128, 32}, {576, 32},  {192, 64}, {256, 128},
-                                        {96, 24},  {160, 160}, {1440, 40}};
-  if (bits == 4) shapes.insert(shapes.end(), {{72, 24}, {40, 8}, {24, 12}, {8, 8}});
-  if (bits == 8) shapes.insert(shapes.end(), {{36, 12}, {4, 4}, {20, 20}, {6 * 4, 6}});
+  std::vector<QuantizedShape> shapes = {{128, 32}, {576, 32},  {192, 64},  {256, 128},
+                                        {96, 24},  {160, 160}, {1440, 40}, {1376, 32}};
+  if (bits == 4) shapes.insert(shapes.end(), {{72, 24}, {40, 8}, {24, 12}, {8, 8}, {680, 40}});
+  if (bits == 8) shapes.insert(shapes.end(), {{36, 12}, {4, 4}, {20, 20}, {6 * 4, 6}, {680, 40}});
   return shapes;
 }
 

@@ -30,10 +30,14 @@ static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0);
 constexpr int64_t kMaxDepth = 640;
 constexpr int64_t kWeightsStride = kMaxDepth + 16;
 
+// Of eight columns and more: what read_columns begins at.
+constexpr int64_t kDepthUnit = kLanes > 8 ? kLanes : 8;
+static_assert(kMaxDepth % kDepthUnit == 0);
+
 struct Depths {
   explicit Depths(int64_t num_steps)
       : count((num_steps + kMaxDepth - 1) / kMaxDepth),
-        size(count == 0 ? 0 : round_up((num_steps + count - 1) / count, kLanes)) {}
+        size(count == 0 ? 0 : round_up((num_steps + count - 1) / count, kDepthUnit)) {}
   int64_t count;
   int64_t size;  // of each but the last
 };
