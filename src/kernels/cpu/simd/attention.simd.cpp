@@ -93,10 +93,10 @@ template <typename Element>
 struct CachedBlock {
   const AttentionTile& tile;
   const int64_t* offsets;
-  const int64_t* next;
+  NextBlock next;
 
   void score(const float* queries, int num_rows, int num_keys, float* scores) const {
-    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, const int64_t*,
+    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, const NextBlock&,
                                            int, const float*, float*) = {
         score_keys<1, Element>, score_keys<2, Element>, score_keys<3, Element>,
         score_keys<4, Element>, score_keys<5, Element>, score_keys<6, Element>};
@@ -104,8 +104,7 @@ struct CachedBlock {
   }
 
   CacheRows<Element> value_rows(int first) const {
-    return {(const Element*)tile.values, offsets + first, next == nullptr ? nullptr : next + first,
-            tile.head_dim};
+    return {(const Element*)tile.values, offsets + first, next, first, tile.head_dim};
   }
 };
 
@@ -192,16 +191,16 @@ void find_block(const AttentionTile& tile, int64_t begin, int64_t end, KeyBlock&
 
 // Adds a block's keys to the state of one head.
 template <typename Element>
-void attend_block(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next,
+void attend_block(const AttentionTile& tile, const KeyBlock& block, const NextBlock& next,
                   const Scratch& scratch, const State& state) {
   int row = block.first_row;
   int left = block.end_row - row;
   if (left <= kMaxRows) {
-    const CachedBlock<Element> cached{tile, block.offsets, next.places()};
+    const CachedBlock<Element> cached{tile, block.offsets, next};
     return attend_rows(tile, block.begin, block.count, row, left, cached, scratch, state);
   }
-  gather_keys<Element>(tile, block.offsets, next.places(), block.count, scratch.keys);
-  gather_values<Element>(tile, block.offsets, next.places(), block.count, scratch.values);
+  gather_keys<Element>(tile, block.offsets, next, block.count, scratch.keys);
+  gather_values<Element>(tile, block.offsets, next, block.count, scratch.values);
   const GatheredBlock<Element> gathered{tile, scratch.keys, scratch.values};
   while (left > 0) {
     // As few groups of rows as kMaxRows allows, of even sizes.
@@ -223,7 +222,8 @@ void attend_heads(const AttentionTile& tile, const KeyBlock& block, const KeyBlo
     const int row = i * rows_of_head(tile);
     head.keys = (const Element*)tile.keys + (int64_t)i * tile.head_dim;
     head.values = (const Element*)tile.values + (int64_t)i * tile.head_dim;
-    attend_block<Element>(head, block, next, rows_from(scratch, row, tile.head_dim),
+    attend_block<Element>(head, block, {next.places(), tile.num_kv_heads, i},
+                          rows_from(scratch, row, tile.head_dim),
                           rows_from(state, row, padded(tile.head_dim)));
   }
 }

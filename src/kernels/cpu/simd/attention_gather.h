@@ -57,6 +57,24 @@ VLLM_METAL_INLINE void prefetch_row(const Element* row, int head_dim) {
   for (int d = 0; d < head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
 }
 
+// What is read after the keys or values of one head of a block: all heads' of the next block. While
+// one head is at work, as large a share of them is brought near, in the order in which they lie:
+// that is how memory is fastest.
+struct NextBlock {
+  const int64_t* offsets;  // of its rows, in elements; null: there is none
+  int num_heads;
+  int head;  // that is at work
+
+  // The share's `index`-th part, of kKeyBlock, each as long as a head's row; `cache` is the head's.
+  template <typename Element>
+  VLLM_METAL_INLINE void prefetch(const Element* cache, int index, int head_dim) const {
+    if (offsets == nullptr) return;
+    const int part = head * kKeyBlock + index;
+    prefetch_row(cache + offsets[part / num_heads] + (part % num_heads - head) * head_dim,
+                 head_dim);
+  }
+};
+
 // The next kWidth registers of a row of values of which `count` elements are left, zero beyond
 // them.
 template <int kWidth, typename Element>
@@ -104,11 +122,11 @@ VLLM_METAL_INLINE void store_values(Bfloat16* target, int64_t count, const Float
 #endif
 
 template <typename Element>
-void gather_values(const AttentionTile& tile, const int64_t* offsets, const int64_t* next,
+void gather_values(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next,
                    int count, float* values) {
   const Element* cache = (const Element*)tile.values;
   for (int i = 0; i < count; ++i, values += padded(tile.head_dim)) {
-    if (next != nullptr) prefetch_row(cache + next[i], tile.head_dim);
+    next.prefetch(cache, i, tile.head_dim);
     const Element* source = cache + offsets[i];
     int d = 0;
     for (; d + kLanes < tile.head_dim; d += 2 * kLanes) {

@@ -3,6 +3,7 @@
 // query rows at a time. Internal to attention.simd.cpp.
 #pragma once
 
+#include "kernels/cpu/simd/attention_gather.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace vllm_metal::cpu::VLLM_METAL_ISA {
@@ -42,7 +43,8 @@ template <typename Element>
 struct CacheRows {
   const Element* cache;
   const int64_t* offsets;  // in elements
-  const int64_t* next;     // of the next block's rows, null: none
+  NextBlock next;
+  int first;  // of these rows among those of the block
   int head_dim;
 
   template <int kWidth>
@@ -51,7 +53,7 @@ struct CacheRows {
     load_values(cache + offsets[row] + column, head_dim - column, columns);
   }
   VLLM_METAL_INLINE void prefetch_next(int64_t row) const {
-    if (next != nullptr) prefetch_row(cache + next[row], head_dim);
+    next.prefetch(cache, first + (int)row, head_dim);
   }
   static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
     return fma(*a, b, sums);

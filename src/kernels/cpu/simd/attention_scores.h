@@ -136,18 +136,17 @@ VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offse
   for (int i = 0; i < kLanes; ++i) keys[i] = (const Element*)tile.keys + offsets[first + i];
 }
 
-// Keys of the next block at the same places of it, null where there is none.
 template <typename Element>
-VLLM_METAL_INLINE void prefetch_keys(const AttentionTile& tile, const int64_t* next, int first) {
-  for (int i = first; next != nullptr && i < first + kLanes; ++i)
-    prefetch_row((const Element*)tile.keys + next[i], tile.head_dim);
+VLLM_METAL_INLINE void prefetch_keys(const AttentionTile& tile, const NextBlock& next, int first) {
+  for (int i = first; i < first + kLanes; ++i)
+    next.prefetch((const Element*)tile.keys, i, tile.head_dim);
 }
 
 // Writes keys [steps, kKeyBlock], the first `count` of them and what lies at the offsets up to a
 // whole number of registers.
 template <typename Element>
-void gather_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t* next, int count,
-                 float* keys) {
+void gather_keys(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next,
+                 int count, float* keys) {
   for (int first = 0; first < count; first += kLanes) {
     prefetch_keys<Element>(tile, next, first);
     const Element* sources[kLanes];
@@ -179,7 +178,7 @@ VLLM_METAL_INLINE void finish_scores(float* scores, int num_rows, int count, flo
 // Scores [kRows, kKeyBlock] of `kRows` query rows [kRows, head_dim] with the keys, from where they
 // lie.
 template <int kRows, typename Element>
-void score_keys(const AttentionTile& tile, const int64_t* offsets, const int64_t* next, int count,
+void score_keys(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next, int count,
                 const float* queries, float* scores) {
   typedef ScoreSteps<Element> Steps;
   for (int first = 0; first < count; first += kLanes) {
