@@ -40,8 +40,9 @@ def wait_for_metrics(server, condition, seconds=30.0):
     """Wait until the condition holds of the samples, which a failure shows."""
     deadline = time.monotonic() + seconds
     while not condition(now := metrics(server)):
-        shown = {name: now[name] for name in (*STATE, "vllm:generation_tokens_total")}
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {shown}"
+        if time.monotonic() >= deadline:
+            shown = {name: now[name] for name in (*STATE, "vllm:generation_tokens_total")}
+            raise AssertionError(f"waited {seconds:.0f} s in vain: {shown}")
         time.sleep(0.05)
 
 
