@@ -42,7 +42,7 @@ def build_and_check(uv: str) -> list[Path]:
     folders = [fetch.mlx_folder(release) for release in fetch.MACOS_RELEASES]
     built = []
     for target, interpreter in builders.items():
-        wheel = wheels.build(uv, tools, target, interpreter)
+        wheel = wheels.build(tools, target, interpreter)
         python = fetch.exporting_file(interpreter)
         run(
             [tools, "-m", "macos.check_wheel", wheel, python, listing, *folders],

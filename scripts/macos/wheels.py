@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from macos.link import MINIMUM_OS
 from setup_env import digest, package_key
 
 BUILD = ROOT / "build" / "macos"
+# The build back end is called as PEP 517 says, without a front end: uv would ask the interpreter
+# what it is with environment() set, and this system's Python cannot say which macOS it runs on.
+BUILD_WHEEL = (
+    "import json, sys; from scikit_build_core.build import build_wheel; "
+    "build_wheel(sys.argv[1], json.loads(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def key_of(interpreter: preflight.Interpreter) -> str:
     return digest([*scripts, fetch.LOCK, fetch.MLX_LOCK], package_key("macos"), interpreter.path)
 
 
-def build(uv: str, tools: Path, target: Target, interpreter: preflight.Interpreter) -> Path:
+def build(tools: Path, target: Target, interpreter: preflight.Interpreter) -> Path:
     """Build one wheel into build/macos, unless the one that is there is made of the same.
 
     All wheels are built in one folder, so that what knows nothing of Python is compiled once.
@@ -74,15 +81,15 @@ def build(uv: str, tools: Path, target: Target, interpreter: preflight.Interpret
     if not up_to_date(output, key):
         say(f"Building {target.tag}-{PLATFORM}")
         shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
         defines = configuration(interpreter)
-        options = [f"cmake.define.{name}={value}" for name, value in defines.items()]
-        options += [f"build-dir={BUILD / 'cmake'}", "install.strip=false"]
+        settings = {f"cmake.define.{name}": value for name, value in defines.items()}
+        settings |= {"build-dir": str(BUILD / "cmake"), "install.strip": "false"}
         run(
-            [uv, "build", "--wheel", "--no-build-isolation", "--python", interpreter.path,
-             "-o", output, *(word for option in options for word in ("-C", option)), ROOT],
+            [interpreter.path, "-c", BUILD_WHEEL, output, json.dumps(settings)],
             f"Building {target.tag}-{PLATFORM}",
             **environment(tools, interpreter.version),
-        )  # fmt: skip
+        )
         mark_done(output, key)
     (wheel,) = output.glob("*.whl")
     if not wheel.stem.endswith(f"-{target.tag}-{PLATFORM}"):
