@@ -93,18 +93,18 @@ template <typename Element>
 struct CachedBlock {
   const AttentionTile& tile;
   const int64_t* offsets;
-  NextBlock next;
+  NextBlock& next;
 
   void score(const float* queries, int num_rows, int num_keys, float* scores) const {
-    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, const NextBlock&,
-                                           int, const float*, float*) = {
+    constexpr void (*kScoreKeys[kMaxRows])(const AttentionTile&, const int64_t*, Prefetcher&, int,
+                                           const float*, float*) = {
         score_keys<1, Element>, score_keys<2, Element>, score_keys<3, Element>,
         score_keys<4, Element>, score_keys<5, Element>, score_keys<6, Element>};
-    kScoreKeys[num_rows - 1](tile, offsets, next, num_keys, queries, scores);
+    kScoreKeys[num_rows - 1](tile, offsets, next.keys, num_keys, queries, scores);
   }
 
   CacheRows<Element> value_rows(int first) const {
-    return {(const Element*)tile.values, offsets + first, next, first, tile.head_dim};
+    return {(const Element*)tile.values, offsets + first, next.values, tile.head_dim};
   }
 };
 
@@ -167,8 +167,6 @@ struct KeyBlock {
   int count;                   // of keys, at most kKeyBlock; 0: no block
   int first_row, end_row;      // those of each head that see one of the keys
   int64_t offsets[kKeyBlock];  // in the cache, in elements; all may be read
-
-  const int64_t* places() const { return count == 0 ? nullptr : offsets; }
 };
 
 // Keys from `begin` on, of those before `end`.
@@ -191,7 +189,7 @@ void find_block(const AttentionTile& tile, int64_t begin, int64_t end, KeyBlock&
 
 // Adds a block's keys to the state of one head.
 template <typename Element>
-void attend_block(const AttentionTile& tile, const KeyBlock& block, const NextBlock& next,
+void attend_block(const AttentionTile& tile, const KeyBlock& block, NextBlock& next,
                   const Scratch& scratch, const State& state) {
   int row = block.first_row;
   int left = block.end_row - row;
@@ -199,8 +197,8 @@ void attend_block(const AttentionTile& tile, const KeyBlock& block, const NextBl
     const CachedBlock<Element> cached{tile, block.offsets, next};
     return attend_rows(tile, block.begin, block.count, row, left, cached, scratch, state);
   }
-  gather_keys<Element>(tile, block.offsets, next, block.count, scratch.keys);
-  gather_values<Element>(tile, block.offsets, next, block.count, scratch.values);
+  gather_keys<Element>(tile, block.offsets, next.keys, block.count, scratch.keys);
+  gather_values<Element>(tile, block.offsets, next.values, block.count, scratch.values);
   const GatheredBlock<Element> gathered{tile, scratch.keys, scratch.values};
   while (left > 0) {
     // As few groups of rows as kMaxRows allows, of even sizes.
@@ -214,16 +212,18 @@ void attend_block(const AttentionTile& tile, const KeyBlock& block, const NextBl
 
 // The same for all heads, one after the other: so a block's memory is read as it lies.
 template <typename Element>
-void attend_heads(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next,
+void attend_heads(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next_block,
                   const Scratch& scratch, const State& state) {
+  const int64_t row_bytes = (int64_t)tile.num_kv_heads * tile.head_dim * sizeof(Element);
+  NextBlock next{{(const Element*)tile.keys, next_block.offsets, next_block.count, row_bytes},
+                 {(const Element*)tile.values, next_block.offsets, next_block.count, row_bytes}};
   AttentionTile head = tile;
   head.num_kv_heads = 1;
   for (int i = 0; i < tile.num_kv_heads; ++i) {
     const int row = i * rows_of_head(tile);
     head.keys = (const Element*)tile.keys + (int64_t)i * tile.head_dim;
     head.values = (const Element*)tile.values + (int64_t)i * tile.head_dim;
-    attend_block<Element>(head, block, {next.places(), tile.num_kv_heads, i},
-                          rows_from(scratch, row, tile.head_dim),
+    attend_block<Element>(head, block, next, rows_from(scratch, row, tile.head_dim),
                           rows_from(state, row, padded(tile.head_dim)));
   }
 }

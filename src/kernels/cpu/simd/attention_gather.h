@@ -48,31 +48,58 @@ inline void find_rows(const AttentionTile& tile, int64_t begin, int count, int64
   }
 }
 
-// Brings `head_dim` elements near, for use after some thousand cycles. To the second cache: many
-// more lines can be under way to it than to the first, which more than makes up for the way from
-// there; and the machine's own prefetching is of no use between blocks of a few KB.
-template <typename Element>
-VLLM_METAL_INLINE void prefetch_row(const Element* row, int head_dim) {
-  constexpr int kLine = 64 / sizeof(Element);
-  for (int d = 0; d < head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
-}
-
-// What is read after the keys or values of one head of a block: all heads' of the next block. While
-// one head is at work, as large a share of them is brought near, in the order in which they lie:
-// that is how memory is fastest.
-struct NextBlock {
-  const int64_t* offsets;  // of its rows, in elements; null: there is none
-  int num_heads;
-  int head;  // that is at work
-
-  // The share's `index`-th part, of kKeyBlock, each as long as a head's row; `cache` is the head's.
+// Brings what is read next near, some thousand cycles before: a line of 64 bytes for each that is
+// read now, in the order in which they lie, which is how memory is fastest. Line by line, since few
+// can be under way at once: those of a burst wait, and what is read now behind them. To the second
+// cache, where there is room for them. The machine's own prefetching is of no use between rows of
+// one head, nor from block to block.
+class Prefetcher {
+ public:
+  Prefetcher() = default;
+  // Rows of `row_bytes` at offsets in elements.
   template <typename Element>
-  VLLM_METAL_INLINE void prefetch(const Element* cache, int index, int head_dim) const {
-    if (offsets == nullptr) return;
-    const int part = head * kKeyBlock + index;
-    prefetch_row(cache + offsets[part / num_heads] + (part % num_heads - head) * head_dim,
-                 head_dim);
+  Prefetcher(const Element* cache, const int64_t* offsets, int num_rows, int64_t row_bytes)
+      : cache_((const char*)cache),
+        offsets_(offsets),
+        rows_left_(num_rows),
+        row_bytes_(row_bytes),
+        element_bytes_(sizeof(Element)) {}
+
+  // For the `index`-th time that kBytes are read.
+  template <int kBytes>
+  VLLM_METAL_INLINE void advance(int index) {
+    constexpr int kEvery = kBytes < kLine ? kLine / kBytes : 1;
+    if (index % kEvery != 0) return;
+    for (int i = 0; i < kBytes * kEvery; i += kLine) advance_line();
   }
+
+ private:
+  static constexpr int kLine = 64;
+
+  VLLM_METAL_INLINE void advance_line() {
+    if (line_ >= row_end_) {
+      if (rows_left_ == 0) return;
+      --rows_left_;
+      line_ = cache_ + *offsets_++ * element_bytes_;
+      row_end_ = line_ + row_bytes_;
+    }
+    __builtin_prefetch(line_, 0, 2);
+    line_ += kLine;
+  }
+
+  const char* cache_ = nullptr;
+  const int64_t* offsets_ = nullptr;  // of the rows that are left
+  int rows_left_ = 0;
+  int64_t row_bytes_ = 0;
+  int64_t element_bytes_ = 0;
+  const char* line_ = nullptr;
+  const char* row_end_ = nullptr;
+};
+
+// Of the block after the one at work.
+struct NextBlock {
+  Prefetcher keys;
+  Prefetcher values;
 };
 
 // The next kWidth registers of a row of values of which `count` elements are left, zero beyond
@@ -122,15 +149,15 @@ VLLM_METAL_INLINE void store_values(Bfloat16* target, int64_t count, const Float
 #endif
 
 template <typename Element>
-void gather_values(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next,
-                   int count, float* values) {
+void gather_values(const AttentionTile& tile, const int64_t* offsets, Prefetcher& next, int count,
+                   float* values) {
   const Element* cache = (const Element*)tile.values;
   for (int i = 0; i < count; ++i, values += padded(tile.head_dim)) {
-    next.prefetch(cache, i, tile.head_dim);
     const Element* source = cache + offsets[i];
     int d = 0;
     for (; d + kLanes < tile.head_dim; d += 2 * kLanes) {
       Floats pair[2];
+      next.advance<2 * kLanes*(int)sizeof(Element)>(i);
       load_values(source + d, tile.head_dim - d, pair);
       store(values + d, pair[0]);
       store(values + d + kLanes, pair[1]);

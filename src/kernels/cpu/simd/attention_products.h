@@ -32,7 +32,6 @@ struct FloatRows {
     VLLM_METAL_UNROLL
     for (int i = 0; i < kWidth; ++i) columns[i] = load(first + row * stride + column + i * kLanes);
   }
-  VLLM_METAL_INLINE void prefetch_next(int64_t) const {}
   static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
     return fma(*a, b, sums);
   }
@@ -43,17 +42,14 @@ template <typename Element>
 struct CacheRows {
   const Element* cache;
   const int64_t* offsets;  // in elements
-  NextBlock next;
-  int first;  // of these rows among those of the block
+  Prefetcher& next;
   int head_dim;
 
   template <int kWidth>
   VLLM_METAL_INLINE void load_columns(int64_t row, int64_t column,
                                       Floats (&columns)[kWidth]) const {
+    next.advance<kWidth * kLanes*(int)sizeof(Element)>((int)row);
     load_values(cache + offsets[row] + column, head_dim - column, columns);
-  }
-  VLLM_METAL_INLINE void prefetch_next(int64_t row) const {
-    next.prefetch(cache, first + (int)row, head_dim);
   }
   static VLLM_METAL_INLINE Floats add(const float* a, Floats b, Floats sums) {
     return fma(*a, b, sums);
@@ -75,7 +71,6 @@ VLLM_METAL_INLINE void add_strip(const Product<Rows>& product, int64_t column) {
     for (int i = 0; i < kWidth; ++i) sums[row][i] = load(c + row * product.c_stride + i * kLanes);
   }
   for (int64_t k = 0; k < product.count; ++k) {
-    if (column == 0) product.b.prefetch_next(k);
     Floats factors[kWidth];
     product.b.load_columns(k, column, factors);
 #pragma GCC unroll 6

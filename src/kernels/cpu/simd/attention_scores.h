@@ -33,22 +33,26 @@ struct ScoreSteps {
 // Calls f(d, lanes) for each dimension d in order: that dimension of kLanes keys.
 template <typename Element, typename Function>
 VLLM_METAL_INLINE void transpose_dimensions(const Element* const* keys, int begin, int head_dim,
-                                            const Function& f) {
+                                            Prefetcher& next, const Function& f) {
   for (int d = begin; d < head_dim; d += kLanes) {
     Floats square[kLanes];
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i) square[i] = load_up_to(keys[i] + d, head_dim - d);
     transpose(square);
     VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      if (d + i < head_dim) f(d + i, square[i]);
+    for (int i = 0; i < kLanes; ++i) {
+      if (d + i >= head_dim) break;
+      next.advance<kLanes*(int)sizeof(Element)>(i);
+      f(d + i, square[i]);
+    }
   }
 }
 
 // Calls f(step, lanes) for each step in order: its dimensions of kLanes keys.
 template <typename Element, typename Function>
-VLLM_METAL_INLINE void for_each_step(const Element* const* keys, int head_dim, const Function& f) {
-  transpose_dimensions(keys, 0, head_dim, f);
+VLLM_METAL_INLINE void for_each_step(const Element* const* keys, int head_dim, Prefetcher& next,
+                                     const Function& f) {
+  transpose_dimensions(keys, 0, head_dim, next, f);
 }
 
 #if defined(__AVX512BF16__)
@@ -75,7 +79,8 @@ struct ScoreSteps<Bfloat16> {
 };
 
 template <typename Function>
-VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, const Function& f) {
+VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, Prefetcher& next,
+                                     const Function& f) {
   for (int d = 0; d < head_dim; d += 2 * kLanes) {
     const int left = head_dim - d;
     Floats square[kLanes];
@@ -88,8 +93,11 @@ VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, 
     }
     transpose(square);
     VLLM_METAL_UNROLL
-    for (int i = 0; i < kLanes; ++i)
-      if (2 * i < left) f(d / 2 + i, square[i]);
+    for (int i = 0; i < kLanes; ++i) {
+      if (2 * i >= left) break;
+      next.advance<2 * kLanes*(int)sizeof(Bfloat16)>(i);
+      f(d / 2 + i, square[i]);
+    }
   }
 }
 
@@ -98,7 +106,8 @@ VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, 
 // Of bfloat16, two dimensions are transposed at a time, as the word that they lie in; a shift or a
 // mask takes each out. Float16 gains nothing by it.
 template <typename Function>
-VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, const Function& f) {
+VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, Prefetcher& next,
+                                     const Function& f) {
   int d = 0;
   for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
     Floats square[kLanes];
@@ -107,12 +116,13 @@ VLLM_METAL_INLINE void for_each_step(const Bfloat16* const* keys, int head_dim, 
     transpose(square);
     VLLM_METAL_UNROLL
     for (int i = 0; i < kLanes; ++i) {
+      next.advance<2 * kLanes*(int)sizeof(Bfloat16)>(i);
       const Words pair = as_words(square[i]);
       f(d + 2 * i, as_floats(pair << 16));
       f(d + 2 * i + 1, as_floats(pair & 0xffff0000u));
     }
   }
-  transpose_dimensions(keys, d, head_dim, f);
+  transpose_dimensions(keys, d, head_dim, next, f);
 }
 
 #endif
@@ -136,22 +146,15 @@ VLLM_METAL_INLINE void find_keys(const AttentionTile& tile, const int64_t* offse
   for (int i = 0; i < kLanes; ++i) keys[i] = (const Element*)tile.keys + offsets[first + i];
 }
 
-template <typename Element>
-VLLM_METAL_INLINE void prefetch_keys(const AttentionTile& tile, const NextBlock& next, int first) {
-  for (int i = first; i < first + kLanes; ++i)
-    next.prefetch((const Element*)tile.keys, i, tile.head_dim);
-}
-
 // Writes keys [steps, kKeyBlock], the first `count` of them and what lies at the offsets up to a
 // whole number of registers.
 template <typename Element>
-void gather_keys(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next,
-                 int count, float* keys) {
+void gather_keys(const AttentionTile& tile, const int64_t* offsets, Prefetcher& next, int count,
+                 float* keys) {
   for (int first = 0; first < count; first += kLanes) {
-    prefetch_keys<Element>(tile, next, first);
     const Element* sources[kLanes];
     find_keys(tile, offsets, first, sources);
-    for_each_step(sources, tile.head_dim,
+    for_each_step(sources, tile.head_dim, next,
                   [target = keys + first](int step, Floats lanes)
                       __attribute__((always_inline)) { store(target + step * kKeyBlock, lanes); });
   }
@@ -178,15 +181,14 @@ VLLM_METAL_INLINE void finish_scores(float* scores, int num_rows, int count, flo
 // Scores [kRows, kKeyBlock] of `kRows` query rows [kRows, head_dim] with the keys, from where they
 // lie.
 template <int kRows, typename Element>
-void score_keys(const AttentionTile& tile, const int64_t* offsets, const NextBlock& next, int count,
+void score_keys(const AttentionTile& tile, const int64_t* offsets, Prefetcher& next, int count,
                 const float* queries, float* scores) {
   typedef ScoreSteps<Element> Steps;
   for (int first = 0; first < count; first += kLanes) {
-    prefetch_keys<Element>(tile, next, first);
     const Element* keys[kLanes];
     find_keys(tile, offsets, first, keys);
     Floats sums[kRows] = {};
-    for_each_step(keys, tile.head_dim,
+    for_each_step(keys, tile.head_dim, next,
                   [&, head_dim = tile.head_dim](int step, Floats lanes)
                       __attribute__((always_inline)) {
                         VLLM_METAL_UNROLL
