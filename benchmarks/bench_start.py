@@ -65,7 +65,7 @@ def _only(pattern: str, log: str) -> str:
 
 
 def engine_process(server: servers.Server) -> psutil.Process:
-    for process in psutil.Process(server.process.pid).children(recursive=True):
+    for process in psutil.Process(server.pid).children(recursive=True):
         if "EngineCore" in " ".join(process.cmdline()):
             return process
     raise RuntimeError("no process of the engine was found")
@@ -88,9 +88,9 @@ def memory(process: psutil.Process) -> Figures:
 def measure(model: Path, threads: int) -> tuple[Figures, Figures]:
     read = read_seconds(model)
     server = servers.ours(model, threads, "--max-model-len", "512", kv_cache_bytes=KV_CACHE_BYTES)
-    server.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    server.variables["PYTHONPROFILEIMPORTTIME"] = "1"
     with server:
-        start = parts(server.log(), server.seconds_to_ready, read)
+        start = parts(server.text(), server.seconds_to_ready, read)
         process = engine_process(server)
         before = {f"{name} before": value for name, value in memory(process).items()}
         for seed in range(2):

@@ -91,7 +91,7 @@ def test_the_peak_is_what_was_planned(server):
     """More requests than the cache holds, in steps as large as they may be."""
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         assert all(pool.map(lambda _: answer(server), range(12)))
-    log = server.log.read_text()
+    log = server.text()
     planned, weights = mebibytes(log, "total"), mebibytes(log, "model")
     peak = max(int(number) for number in re.findall(r"(\d+) MiB peak", log))
     assert weights + 100 < peak <= 1.1 * planned
@@ -150,7 +150,7 @@ def test_prefixes_are_known_until_they_are_forgotten(server, kv_cache_mode, path
 
 
 def test_the_log_has_the_figures(server):
-    assert re.search(r"Freed \d+\.\d\d MiB, .* are in use\.", server.log.read_text())
+    assert re.search(r"Freed \d+\.\d\d MiB, .* are in use\.", server.text())
 
 
 def test_a_profile_is_a_trace_of_steps(server, folder):
@@ -187,4 +187,4 @@ def test_health_is_bad_when_the_worker_is_broken(server):
     while (status := health(server)) == 200 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert status == 503
-    assert "the worker was shut down" in server.log.read_text()
+    assert "the worker was shut down" in server.text()

@@ -164,5 +164,5 @@ def test_a_step_without_memory(paged, managed, asks):
     engine.rlimit(psutil.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     prompts = [[word] * 1900 for word in (5, 6, 7)]
     ask_until_it_dies(paged, [Ask(prompt, 8) for prompt in prompts], lambda: None)
-    assert "[memory] cannot allocate" in paged.log.read_text()
+    assert "[memory] cannot allocate" in paged.text()
     check_answers(managed, asks)

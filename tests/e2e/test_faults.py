@@ -158,10 +158,10 @@ def test_files_of_the_model_change_while_it_serves(server, model, asks):
 
 
 def check_wake_up_fails(server, message):
-    before = len(server.log.read_text())
+    before = len(server.text())
     with pytest.raises(urllib.error.HTTPError, match="HTTP Error 5"):
         call(server, "wake_up")
-    assert re.search(message, server.log.read_text()[before:])
+    assert re.search(message, server.text()[before:])
     assert is_sleeping(server)
     assert health(server) == 200
 

@@ -10,13 +10,13 @@ from tests.e2e.server import Server
 
 
 def test_start_reports_device_and_memory(server):
-    text = server.log.read_text()
+    text = server.text()
     assert "Device " in text
     assert "KV cache up to 1023.75 MiB, 23,296 tokens" in text  # 1 GiB in whole blocks
 
 
 def test_no_telemetry_and_no_warning_of_our_variables(server):
-    assert "Unknown vLLM environment variable detected: VLLM_M" not in server.log.read_text()
+    assert "Unknown vLLM environment variable detected: VLLM_M" not in server.text()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def refusal(model, tmp_path, *arguments):
     server = Server(model, tmp_path / "server.log", *arguments)
     server.start()
     try:
-        return server.wait_for_exit(), server.log.read_text(errors="replace")
+        return server.wait_for_exit(), server.text()
     finally:
         server.stop()
 

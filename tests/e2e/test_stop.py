@@ -59,7 +59,7 @@ def test_sigint_under_load_and_with_a_client_that_does_not_read(server):
         wait_for_metrics(server, lambda now: now["vllm:num_requests_running"] > 0)
         code, children = server.send_signal(signal.SIGINT, STOP_SECONDS)
     check_that_all_ended(server, code, children)
-    assert "nothing is wired any more" in server.log.read_text()
+    assert "nothing is wired any more" in server.text()
 
 
 def test_sigterm_with_an_engine_that_hangs(tiny_server):

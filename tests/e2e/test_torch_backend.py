@@ -26,7 +26,7 @@ class TorchServer(Server):
 
     def __init__(self, python: Path, model: str, log: Path) -> None:
         super().__init__(model, log)
-        self._command = [
+        self.command = [
             *serve.torch_command(python, model),
             *serve.address(self.name, self.port),
             *("--dtype", "float32", "--max-model-len", str(CONTEXT)),
@@ -91,7 +91,7 @@ def test_greedy_tokens_are_ours(torch_server, our_engine, reference, prompt):
 
 
 def test_it_is_not_our_plugin_that_serves(torch_server):
-    text = torch_server.log.read_text(errors="replace")
+    text = torch_server.text()
     assert "vllm_metal" not in text
     assert "Platform plugin metal is activated" not in text
 

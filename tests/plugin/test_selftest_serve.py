@@ -14,8 +14,8 @@ from tests.plugin import selftest_server
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
     """Run the checks on a server with a fault; return their results by name."""
-    monkeypatch.setattr(serve_checks, "_START_SECONDS", 20)
-    monkeypatch.setattr(serve_checks, "_STOP_SECONDS", 1)
+    monkeypatch.setattr(serve_checks.Server, "start_seconds", 20)
+    monkeypatch.setattr(serve_checks.Server, "stop_seconds", 1)
     monkeypatch.setattr(serve_checks, "_CHILDREN_SECONDS", 0.5)
 
     def run(fault: str, **options):
@@ -54,7 +54,7 @@ def test_faults_are_found(serve, fault, detail):
 
 
 def test_a_server_that_does_not_answer_is_given_up(serve, monkeypatch):
-    monkeypatch.setattr(serve_checks, "_START_SECONDS", 1)
+    monkeypatch.setattr(serve_checks.Server, "start_seconds", 1)
     assert "did not answer in 1 s" in serve("does not answer")["serve/managed"].detail
 
 
