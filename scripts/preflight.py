@@ -108,8 +108,8 @@ def choose_interpreter(requested: str | None) -> tuple[Interpreter | None, list[
     return None, []
 
 
-def no_interpreter() -> Problem:
-    what = "No Python 3.11, 3.12 or 3.13 was found, and uv could not fetch one."
+def no_interpreter(lack: str = "Python 3.11 to 3.13") -> Problem:
+    what = f"No {lack} was found, and uv could not fetch one."
     return Problem(what, install_command("python3 python3-dev", "python@3.12"))
 
 

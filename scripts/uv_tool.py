@@ -60,14 +60,15 @@ def package_cache(uv: str | None) -> Path:
     return Path(os.environ.get("UV_CACHE_DIR", Path.home() / ".cache" / "uv"))
 
 
-def managed_python(uv: str) -> str:
+def managed_python(
+    uv: str, version: str = preflight.MANAGED_PYTHON, lack: str = "Python 3.11 to 3.13"
+) -> str:
     """Let uv fetch a Python where the system has none that fits (a Mac's own is 3.9)."""
-    version = preflight.MANAGED_PYTHON
-    say(f"No Python 3.11 to 3.13 here: fetching {version} with uv")
+    say(f"No {lack} here: fetching {version} with uv")
     for command in (["install", version], ["find", "--managed-python", version]):
         result = subprocess.run(
             [uv, "python", *command], stdout=subprocess.PIPE, text=True, check=False
         )
         if result.returncode != 0:
-            raise SetupError(preflight.report([preflight.no_interpreter()]))
+            raise SetupError(preflight.report([preflight.no_interpreter(lack)]))
     return result.stdout.strip()

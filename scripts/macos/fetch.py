@@ -16,6 +16,7 @@ from pathlib import Path
 
 import environments
 import preflight
+import uv_tool
 from checkout import CACHE, REQUIREMENTS, SetupError, run, say
 from environments import mark_done, up_to_date
 from setup_env import digest
@@ -57,14 +58,10 @@ def find_python(uv: str, versions: tuple[str, ...]) -> preflight.Interpreter:
             found = preflight.inspect_interpreter(path)
             if found and preflight.fits(found) and found.has_headers:
                 return found
-    say(f"No Python {' or '.join(versions)} with headers here: fetching {versions[0]} with uv")
-    subprocess.run([uv, "python", "install", "--quiet", versions[0]], check=False)
-    command = [uv, "python", "find", "--managed-python", versions[0]]
-    path = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    found = preflight.inspect_interpreter(path) if path else None
+    lack = f"Python {' or '.join(versions)} with headers"
+    found = preflight.inspect_interpreter(uv_tool.managed_python(uv, versions[0], lack))
     if found is None:
-        mend = preflight.install_command(f"python{versions[0]}-dev", f"python@{versions[0]}")
-        raise SetupError(f"No Python {' or '.join(versions)} with its headers: {mend}")
+        raise SetupError(preflight.report([preflight.no_interpreter(lack)]))
     return found
 
 
