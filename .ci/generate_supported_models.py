@@ -32,8 +32,9 @@ prompts, chunks, step by step, batched; float32 within 1e-4, float16 and bfloat1
 FOOTER = """
 Weights: safetensors, single or sharded, in float32, float16 or bfloat16, and MLX's affine
 quantisation with 2, 3, 4, 5, 6 or 8 bits, any group size, also different from layer to layer. GGUF
-files of the Llama architecture with Q4_0, Q4_1, Q8_0, F16, BF16 and F32 tensors are converted by
-`vllm-metal import-gguf`.
+files of the Llama architecture with Q4_0, Q4_1, Q8_0, F16, BF16 and F32 tensors, SmolLM's
+tokenizer (`tokenizer.ggml.pre` is `smollm`), no rope scaling and no experts are converted by
+`vllm-metal import-gguf`; others are refused with what is in the way.
 """
 
 

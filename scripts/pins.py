@@ -22,6 +22,7 @@ from checkout import REQUIREMENTS, ROOT, SetupError, exit_code
 # Files, and what stands before the version in them.
 PLACES = {
     "mlx": {
+        "README.md": r"mlx-cuda-13==",
         "cmake/FindMLXWheel.cmake": r'VLLM_METAL_MLX_VERSION "',
         "docs/dependencies.md": r"^\| mlx \| ",
         "pyproject.toml": r'"mlx(?:\[\w+\])?==',

@@ -26,8 +26,8 @@ mx::Device select_device(DeviceChoice choice) {
     } else if (choice == DeviceChoice::kGpu) {
       throw std::runtime_error(
           "[device] VLLM_MLX_DEVICE is gpu but MLX finds no GPU. Unset it or set it to cpu; on "
-          "Linux with an "
-          "NVIDIA GPU install the extra vllm-metal[cuda].");
+          "Linux with an NVIDIA GPU install MLX's CUDA back end: see vllm-metal[cuda] in the "
+          "README.");
     } else {
       log(LogLevel::kWarning,
           "No GPU that MLX can use: computing on the CPU. VLLM_MLX_DEVICE=cpu silences this "
