@@ -100,12 +100,18 @@ class SchedulerRelief:
         self._watch = watch
         self._done = Relief.NONE
         self._max_num_active: int | None = None  # of the scheduler, while it may have fewer
+        self._num_running = 0  # those that may run then
 
     def apply(self, scheduler: "Scheduler") -> None:
         """Do what is new. Requests that wait resume where they were, with the same tokens."""
-        stage = self._watch.stage
-        if stage == self._done:
-            return
+        if (stage := self._watch.stage) != self._done:
+            self._go_to(stage, scheduler)
+        if self._max_num_active is not None:
+            # vLLM counts sessions that wait for their client's input as active, too.
+            waiting = scheduler.num_waiting_for_streaming_input
+            scheduler.max_num_active_reqs = min(self._max_num_active, self._num_running + waiting)
+
+    def _go_to(self, stage: Relief, scheduler: "Scheduler") -> None:
         from vllm_metal import _core
 
         if stage == Relief.NONE:
@@ -125,12 +131,10 @@ class SchedulerRelief:
         self._done = stage
         _core.return_unused_memory()
 
-    @staticmethod
-    def _preempt_half(scheduler: "Scheduler") -> None:
+    def _preempt_half(self, scheduler: "Scheduler") -> None:
         """Have the later half of the running requests wait; one always runs."""
-        keep = max(1, len(scheduler.running) // 2)
-        scheduler.max_num_active_reqs = keep
+        self._num_running = max(1, len(scheduler.running) // 2)
         timestamp = time.monotonic()
-        while len(scheduler.running) > keep:
+        while len(scheduler.running) > self._num_running:
             request = scheduler.running.pop()
             scheduler._preempt_request(request, timestamp)

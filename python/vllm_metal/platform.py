@@ -40,6 +40,8 @@ class MetalPlatform(Platform):
     ray_device_key = ""  # no Ray
     device_control_env_var = "VLLM_METAL_VISIBLE_DEVICES"
     simple_compile_backend = "eager"
+    # Of the model that this process serves; the largest, should it serve several.
+    _vocab_size = 0
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -168,6 +170,7 @@ class MetalPlatform(Platform):
         if vllm_config.model_config is not None:
             refuse_for_second_model_runner(vllm_config)
             check_weight_files(vllm_config.model_config)
+            cls._vocab_size = max(cls._vocab_size, vllm_config.model_config.get_vocab_size())
         _settle_block_size(vllm_config.cache_config)
         if not envs.paged_attention():
             # Blocks do not hold the keys and values of the MLX-managed cache: none can be reused.
@@ -189,10 +192,12 @@ class MetalPlatform(Platform):
         """Refuse a request that the core cannot do; vLLM answers with HTTP 400."""
         from vllm.sampling_params import SamplingParams
 
-        from vllm_metal.sampling import refuse_unsupported
+        from vllm_metal.sampling import refuse_unknown_tokens, refuse_unsupported
 
         if isinstance(params, SamplingParams):
             refuse_unsupported(params)
+            prompt = processed_inputs.get("prompt_token_ids") or []
+            refuse_unknown_tokens(prompt, params, cls._vocab_size)
 
 
 def _settle_block_size(cache_config: "CacheConfig") -> None:

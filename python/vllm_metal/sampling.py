@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 UNSUPPORTED = ("trace_decode_token_ids",)
 
 _MAX_INT32 = 2**31 - 1
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MIN_FLOAT32 = float(np.finfo(np.float32).tiny)  # above zero, without losing digits
 
 
 def refuse_unsupported(params: SamplingParams) -> None:
@@ -29,6 +31,29 @@ def refuse_unsupported(params: SamplingParams) -> None:
         raise VLLMValidationError(
             f"seed must fit in 64 bits with a sign, got {params.seed}.", parameter="seed"
         )
+    try:
+        to_core(params)
+    except ValueError as error:  # in a step it would end the engine
+        raise VLLMValidationError(str(error)) from error
+
+
+def refuse_unknown_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> None:
+    """Raise it for ids that the model has no embedding or logit for.
+
+    vLLM lets those pass that the tokenizer knows, and tokenizers may know more than models.
+    """
+    named = {
+        "prompt": prompt,
+        "logprob_token_ids": params.logprob_token_ids or [],
+        "prompt_logprob_token_ids": _flat(params.prompt_logprob_token_ids),
+    }
+    for parameter, token_ids in named.items():
+        for token_id in (min(token_ids), max(token_ids)) if token_ids else ():
+            if not 0 <= token_id < vocab_size:
+                raise VLLMValidationError(
+                    f"Token id {token_id} is out of vocabulary: the model has {vocab_size} tokens.",
+                    parameter=parameter,
+                )
 
 
 def to_core(params: SamplingParams) -> "_core.SamplingParams":
@@ -36,14 +61,14 @@ def to_core(params: SamplingParams) -> "_core.SamplingParams":
     from vllm_metal import _core
 
     return _core.SamplingParams(
-        temperature=float(params.temperature),
-        top_p=float(params.top_p),
+        temperature=_float32(params.temperature),
+        top_p=_float32(params.top_p, lowest=_MIN_FLOAT32),
         top_k=min(params.top_k, _MAX_INT32),  # any integer is legal in vLLM
         min_p=float(params.min_p),
         seed=params.seed,
         presence_penalty=float(params.presence_penalty),
         frequency_penalty=float(params.frequency_penalty),
-        repetition_penalty=float(params.repetition_penalty),
+        repetition_penalty=_float32(params.repetition_penalty, lowest=_MIN_FLOAT32),
         logit_bias=list((params.logit_bias or {}).items()),
         allowed_token_ids=params.allowed_token_ids or None,
         bad_words_token_ids=params.bad_words_token_ids or [],
@@ -67,6 +92,15 @@ def _prompt_scores(params: SamplingParams) -> dict[str, Any]:
         "prompt_logprob_ids_per_row": token_ids.shape[1],
         "prompt_logprob_start": params.prompt_logprob_start or 0,
     }
+
+
+def _flat(token_ids: Any) -> list[int]:
+    return [] if token_ids is None else np.asarray(token_ids).ravel().tolist()
+
+
+def _float32(value: float, lowest: float = 0.0) -> float:
+    """Return what is nearest in float32, in which the core computes; NaN stays."""
+    return min(max(float(value), lowest), _MAX_FLOAT32)
 
 
 def _at_most_int32(value: int | None) -> int | None:

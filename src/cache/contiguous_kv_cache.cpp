@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "common/log.h"
 #include "common/mlx_buffer.h"
 #include "common/text.h"
 #include "kernels/kv_write.h"
@@ -91,7 +92,8 @@ int64_t ContiguousKVCache::rows_to_grow_to(int64_t more) const {
   const int64_t wanted =
       std::accumulate(ranges_.begin(), ranges_.end(), more,
                       [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
-  return std::min(max_rows_, std::max(wanted, num_rows_ + num_rows_ / 2));
+  // Packed, a range may take more than it has now: whole blocks.
+  return std::min(max_rows_, std::max({wanted, reserved_tokens(), num_rows_ + num_rows_ / 2}));
 }
 
 BatchLayout ContiguousKVCache::prepare(const CacheStep& step) {
@@ -119,7 +121,17 @@ void ContiguousKVCache::release(RequestKey key) {
   const int64_t used =
       std::accumulate(ranges_.begin(), ranges_.end(), int64_t{0},
                       [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
-  if (used * 4 <= num_rows_ && num_rows_ > 4 * kChunk) rebuild(std::max(used, num_rows_ / 2));
+  if (used * 4 > num_rows_ || num_rows_ <= 4 * kChunk) return;
+  const int64_t fewer = std::max({used, reserved_tokens(), num_rows_ / 2});
+  if (fewer < num_rows_) shrink(fewer);
+}
+
+void ContiguousKVCache::shrink(int64_t new_rows) {
+  try {
+    rebuild(new_rows);
+  } catch (const std::runtime_error& error) {  // no memory for both: all stays where it is
+    log(LogLevel::kDebug, text("The KV cache keeps its size: ", error.what()));
+  }
 }
 
 void ContiguousKVCache::clear() {
@@ -179,12 +191,13 @@ void ContiguousKVCache::move_range(Range& range, int32_t new_start, int64_t new_
 }
 
 void ContiguousKVCache::rebuild(int64_t new_rows) {
-  std::vector<int32_t> source(static_cast<size_t>(new_rows),
-                              0);  // row of the old slab for each of the new
-  int64_t needed = 0;
-  for (const auto& [key, range] : ranges_) needed += whole_blocks(range.num_tokens);
+  const int64_t needed = reserved_tokens();
+  if (new_rows < needed)
+    throw std::logic_error(
+        text("[kv_cache] ", new_rows, " rows cannot hold ", needed, " tokens in whole blocks."));
   const int64_t spare =
       ranges_.empty() ? 0 : (new_rows - needed) / static_cast<int64_t>(ranges_.size());
+  std::vector<int32_t> source(static_cast<size_t>(new_rows), 0);  // the old row of each new one
   // A range that is new has no rows yet: it comes last.
   auto ordered = ordered_ranges();
   for (auto& [key, range] : ranges_)

@@ -65,8 +65,11 @@ class ContiguousKVCache final : public KVCache {
   // First row of a hole of that many rows; -1 if there is none.
   int64_t find_hole(int64_t rows);
   void move_range(Range& range, int32_t new_start, int64_t new_capacity);
-  // Packs all ranges into slabs of `new_rows` rows; spare rows are shared out equally.
+  // Packs all ranges, each in whole blocks, into slabs of `new_rows` rows, at least
+  // reserved_tokens(); spare rows are shared out equally.
   void rebuild(int64_t new_rows);
+  // The same to give memory back, if there is enough to do so.
+  void shrink(int64_t new_rows);
   // New slabs, [source_rows.size(), num_kv_heads, head_dim] each: the rows of `slabs` if any.
   std::vector<mx::array> resized_slabs(const std::vector<mx::array>& slabs,
                                        const std::vector<int32_t>& source_rows) const;

@@ -107,15 +107,20 @@ PrefixCache::Rows PrefixCache::rows_of(const ContiguousKVCache& cache,
 }
 
 void PrefixCache::save(ContiguousKVCache& cache, const std::vector<CachedBlocks>& requests) {
-  const Rows rows = rows_of(cache, requests);
-  if (rows.ours.empty()) return;
-  if (keys_.empty()) allocate();
-  const BatchLayout target = layout_of(rows.ours);
-  const RowReader read(rows.theirs);
-  for (size_t layer = 0; layer < keys_.size(); ++layer) {
-    const KVView source = cache.view(static_cast<int>(layer), target);
-    KVView ours{keys_[layer], values_[layer], target};
-    kv_write(ours, read(source.keys), read(source.values));
+  // A request's tokens are adjacent, so that kv_write reads them where they are: what is written
+  // over them next waits for it, which it would not for MLX's reading kernels (kernel_launch.h).
+  std::vector<Rows> of_requests;  // checked before anything is written
+  for (const CachedBlocks& request : requests) of_requests.push_back(rows_of(cache, {request}));
+  for (const Rows& rows : of_requests) {
+    if (rows.ours.empty()) continue;
+    if (keys_.empty()) allocate();
+    const BatchLayout target = layout_of(rows.ours);
+    const RowReader read(rows.theirs);
+    for (size_t layer = 0; layer < keys_.size(); ++layer) {
+      const KVView source = cache.view(static_cast<int>(layer), target);
+      KVView ours{keys_[layer], values_[layer], target};
+      kv_write(ours, read(source.keys), read(source.values));
+    }
   }
 }
 

@@ -23,8 +23,9 @@ struct CachedBlocks {
 //   one pool a layer for keys and one for values, [num_blocks * block_size, num_kv_heads, head_dim]
 //
 // The pools are allocated whole at the first save. On most systems their memory is taken when it
-// is first written. Copies are graph operations, three a layer for all requests of a call; on the
-// one stream of all users of the caches their order is the order of the calls.
+// is first written. Copies are graph operations, three a layer for each request that is saved and
+// for all that are loaded in a call; on the one stream of all users of the caches their order is
+// the order of the calls.
 class PrefixCache {
  public:
   // Throws std::invalid_argument for sizes that are not positive or more rows than can be numbered.

@@ -126,11 +126,10 @@ void StepExecutor::launch(std::vector<RequestKey> released, std::shared_ptr<cons
   thread_.post([this, released = std::move(released), step = std::move(step),
                 prefix = std::move(prefix_cache)] {
     launched_.reset();
-    launch_error_ = nullptr;
+    if (launch_error_) return;  // of a launch without a step, which nobody has asked about
     try {
       if (prefix.clear) clear_prefix_cache();
-      save_prefixes(prefix.saves_of_ended);
-      if (!released.empty()) release(released);
+      save_and_release(prefix.saves_of_ended, released);
       if (step != nullptr) launched_ = forward(*step, prefix.loads);
       save_prefixes(prefix.saves_of_scheduled);
     } catch (...) {
@@ -188,12 +187,24 @@ std::optional<mx::array> StepExecutor::last_logits() {
 }
 
 StepExecutor::Launched& StepExecutor::launched() {
-  if (launch_error_) std::rethrow_exception(launch_error_);
+  if (launch_error_) std::rethrow_exception(std::exchange(launch_error_, nullptr));
   if (!launched_) throw std::invalid_argument("[runner] no step is launched.");
   return *launched_;
 }
 
+void StepExecutor::save_and_release(const std::vector<CachedBlocks>& saves,
+                                    const std::vector<RequestKey>& ended) {
+  try {
+    save_prefixes(saves);
+  } catch (...) {
+    release(ended);
+    throw;
+  }
+  release(ended);
+}
+
 void StepExecutor::release(const std::vector<RequestKey>& keys) {
+  if (keys.empty()) return;
   const size_t held = cache_->nbytes();
   for (const RequestKey key : keys) cache_->release(key);
   if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself

@@ -73,6 +73,9 @@ class StepExecutor {
   };
 
   void release(const std::vector<RequestKey>& keys);
+  // Releases in any case.
+  void save_and_release(const std::vector<CachedBlocks>& saves,
+                        const std::vector<RequestKey>& ended);
   void clear_prefix_cache();
   void save_prefixes(const std::vector<CachedBlocks>& blocks);
   void leave_memory_to_mlx(const PackedStep& step);  // throws std::runtime_error

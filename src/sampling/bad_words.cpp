@@ -28,8 +28,9 @@ bool BadWords::are_due() const {
 
 void BadWords::apply(std::span<float> logits) const {
   for (std::span<const int32_t> word : words_) {
-    if (is_begun(word))
-      logits[static_cast<size_t>(word.back())] = -std::numeric_limits<float>::infinity();
+    const auto last = static_cast<size_t>(word.back());
+    if (last < logits.size() && is_begun(word))
+      logits[last] = -std::numeric_limits<float>::infinity();
   }
 }
 

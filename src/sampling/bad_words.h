@@ -12,7 +12,7 @@ namespace vllm_metal {
 // Sequences of tokens that the output of one request never completes.
 class BadWords {
  public:
-  // words  none of them empty, all ids in [0, vocab_size); must outlive this object
+  // words  none of them empty, no id negative; must outlive this object
   BadWords(std::span<const std::vector<int32_t>> words, std::span<const int32_t> output_token_ids);
 
   void append(int32_t token_id) { output_.append(token_id); }

@@ -23,9 +23,10 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};  // token id, what is added
   std::optional<std::vector<int32_t>> allowed_token_ids = std::nullopt;
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};  // sequences never completed
-  int min_tokens = 0;                            // before this many, no stop token is drawn
-  std::vector<int32_t> all_stop_token_ids = {};  // the end of sequence and what the user added
-  bool has_grammar = false;                      // its bitmask comes with every draw
+  int min_tokens = 0;  // before this many, no stop token is drawn
+  // The end of sequence and what the user added.
+  std::vector<int32_t> all_stop_token_ids = {};
+  bool has_grammar = false;                                 // its bitmask comes with every draw
   std::optional<int> thinking_token_budget = std::nullopt;  // tokens between the reasoning marks
 
   std::optional<int> num_logprobs = std::nullopt;  // unset: none; -1: the whole vocabulary

@@ -23,6 +23,14 @@ void check_ids(std::span<const int32_t> token_ids, const char* name, int vocab_s
   for (int32_t token_id : token_ids) check_id(token_id, name, vocab_size);
 }
 
+void check_not_negative(std::span<const int32_t> token_ids, const char* name) {
+  for (const int32_t token_id : token_ids) {
+    if (token_id < 0)
+      throw std::invalid_argument(
+          text("[sampling_state] ", name, " must not be negative but has ", token_id, "."));
+  }
+}
+
 const SamplingParams& checked(const std::shared_ptr<const SamplingParams>& params,
                               const SamplerConfig& config) {
   if (params == nullptr) throw std::invalid_argument("[sampling_state] params must not be null.");
@@ -32,9 +40,10 @@ const SamplingParams& checked(const std::shared_ptr<const SamplingParams>& param
     check_id(token_id, "logit_bias", vocab_size);
   if (params->allowed_token_ids)
     check_ids(*params->allowed_token_ids, "allowed_token_ids", vocab_size);
+  // Of a tokenizer that knows more tokens than the model: those are never drawn.
   for (const auto& word : params->bad_words_token_ids)
-    check_ids(word, "bad_words_token_ids", vocab_size);
-  check_ids(params->all_stop_token_ids, "all_stop_token_ids", vocab_size);
+    check_not_negative(word, "bad_words_token_ids");
+  check_not_negative(params->all_stop_token_ids, "all_stop_token_ids");
   check_ids(params->logprob_token_ids, "logprob_token_ids", vocab_size);
   return *params;
 }
@@ -97,7 +106,7 @@ void SamplingState::edit(std::span<float> logits, bool mask_stop_tokens) const {
   if (bad_words_) bad_words_->apply(logits);
   if (mask_stop_tokens) {
     for (int32_t id : params_->all_stop_token_ids)
-      logit_of(id) = -std::numeric_limits<float>::infinity();
+      if (id < vocab_size_) logit_of(id) = -std::numeric_limits<float>::infinity();
   }
   for (const auto& [id, bias] : params_->logit_bias) logit_of(id) += bias;
   if (penalties_) penalties_->apply(logits);

@@ -8,11 +8,13 @@ from http import HTTPStatus
 import pytest
 from vllm import SamplingParams
 from vllm.exceptions import QueueOverflowError
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm_metal.memory_pressure import MemoryWatch, Relief, process_watch
 
 from tests.plugin import fake_core as model
 from tests.plugin.conftest import one_engine_at_a_time
+from tests.plugin.streaming_session import Session
 
 NUM_REQUESTS = 12
 
@@ -120,6 +122,26 @@ def test_requests_wait_and_are_answered_all_the_same(engine, press):
     for index, prompt in enumerate(prompts):
         tokens = list(finished[index].outputs[0].token_ids)
         assert tokens == model.generate(prompt, 100), index
+
+
+def test_a_session_that_waits_for_its_client_blocks_nobody(engine, press):
+    params = SamplingParams(
+        temperature=0.0, max_tokens=3, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+    )
+    session = Session(engine, "session", params)
+    session.send([5, 6, 7])
+    session.listen(3)
+    scheduler = scheduler_of(engine)
+    assert scheduler.num_waiting_for_streaming_input == 1
+    press("critical", Relief.PREEMPT)
+    core = engine.llm_engine
+    core.add_request("other", {"prompt_token_ids": [8, 9]}, params.clone())
+    outputs = [output for _ in range(20) for output in core.step()]
+    assert any(output.finished for output in outputs if output.request_id.startswith("other"))
+    assert scheduler.max_num_active_reqs == 2
+    session.send([3], last=True)
+    while core.has_unfinished_requests():
+        core.step()
 
 
 def test_new_requests_are_refused_last(engine, press):

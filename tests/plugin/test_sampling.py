@@ -104,6 +104,41 @@ def test_seed_must_fit_in_64_bits(seed):
         sampling.refuse_unsupported(SamplingParams(seed=seed))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_p": 1e-50},
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": 1e-46},
+        {"min_p": 1e-50},
+    ],
+)
+def test_numbers_that_float32_does_not_have_become_the_nearest(parameters):
+    params = SamplingParams(**{"temperature": 1.0} | parameters)
+    sampling.refuse_unsupported(params)  # by the core's own checks
+
+
+def test_what_the_core_refuses_is_an_error_of_the_request():
+    with pytest.raises(VLLMValidationError, match="logit_bias must be a number below infinity"):
+        sampling.refuse_unsupported(SamplingParams(logit_bias={3: float("inf")}))
+
+
+@pytest.mark.parametrize("token_id", [-1, 100])
+@pytest.mark.parametrize("parameter", ["prompt", "logprob_token_ids", "prompt_logprob_token_ids"])
+def test_tokens_that_the_model_does_not_have_are_refused(parameter, token_id):
+    prompt, params = [5, 99], SamplingParams()
+    sampling.refuse_unknown_tokens(prompt, params, 100)
+    if parameter == "prompt":
+        prompt = [5, token_id, 7]
+    elif parameter == "logprob_token_ids":
+        params.logprob_token_ids = [0, token_id]
+    else:
+        params.prompt_logprob_token_ids = [[1, 2], [token_id, 3]]
+    with pytest.raises(VLLMValidationError, match=f"Token id {token_id} is out of") as error:
+        sampling.refuse_unknown_tokens(prompt, params, 100)
+    assert error.value.parameter == parameter
+
+
 def test_translation(fake_core):
     params = SamplingParams(
         temperature=1,

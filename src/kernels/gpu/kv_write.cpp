@@ -30,7 +30,8 @@ class KVWrite : public GpuPrimitive {
     arguments.head_dim = keys.shape(2);
     arguments.cache_row_stride = int64_t{keys.shape(1)} * keys.shape(2);
     KernelLaunch kernel(write_kernel(keys.dtype()));
-    kernel.reads(keys).reads(values).reads(inputs[4]);
+    // They may lie in a cache themselves, whose next write must wait for this.
+    kernel.writes(keys).writes(values).reads(inputs[4]);
     kernel.writes(outputs[0]).writes(outputs[1]).value(arguments);
     launch(kernel.groups(keys.shape(0), 1), stream());
   }

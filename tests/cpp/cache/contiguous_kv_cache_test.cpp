@@ -88,8 +88,26 @@ TEST(ContiguousKVCache, HoldsWhatTheSchedulerCountsUpToTheLastBlock) {
   EXPECT_EQ(checker.cache.num_rows(), kBlock * kBlocks);
 }
 
-TEST(ContiguousKVCache, RandomTrafficAtTheLimit) {
-  constexpr int kBlock = 8, kMaxTokens = 1200;
+// Ranges that were packed have room for no whole number of blocks; packed again they need more.
+TEST(ContiguousKVCache, APromptComesWhileOthersGenerate) {
+  Checker checker(36000, 16);
+  for (const auto& [prompt, generated] : {std::pair{51, 83}, {42, 69}, {46, 130}}) {
+    checker.append(checker.lengths.size(), prompt);
+    for (int step = 0; step < generated; ++step)
+      for (const auto& [key, length] : std::map(checker.lengths)) checker.append(key, 1);
+  }
+  checker.append(3, 2045);
+  checker.check();
+}
+
+class ContiguousKVCacheOfBlocks : public testing::TestWithParam<int> {};
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ContiguousKVCacheOfBlocks,
+                         testing::Values(1, 7, 8, 16, 64, 128, 300, 512, 1024),
+                         testing::PrintToStringParamName());
+
+TEST_P(ContiguousKVCacheOfBlocks, RandomTrafficAtTheLimit) {
+  const int kBlock = GetParam(), kMaxTokens = 1200 + 6 * kBlock;
   Checker checker(kMaxTokens, kBlock);
   std::mt19937 random(7);
   uint64_t next_key = 0;
@@ -100,7 +118,7 @@ TEST(ContiguousKVCache, RandomTrafficAtTheLimit) {
     const int action = static_cast<int>(random() % 10);
     if (action == 0 && !checker.lengths.empty()) {
       checker.release(std::next(checker.lengths.begin(), random() % checker.lengths.size())->first);
-    } else if (action <= 2 && used + 320 < kMaxTokens) {
+    } else if (action <= 2 && used + 300 + kBlock < kMaxTokens) {
       checker.append(next_key++, 1 + static_cast<int32_t>(random() % 300));
     } else {
       for (const auto& [key, length] : std::map(checker.lengths))

@@ -191,6 +191,18 @@ TEST_F(PrefixCacheRunner, GivesItsMemoryBack) {
   EXPECT_THAT(test::error_of([&] { output.get(); }), HasSubstr("nothing is cached"));
 }
 
+// The scheduler believes that the blocks are saved: the engine must not go on.
+TEST_F(PrefixCacheRunner, AFailedSaveWithoutAStepFailsTheNextOne) {
+  const Tokens tokens = prompt(10, 2 * kBlock + 1);
+  with_cache_->step({.new_requests = {{"r", tokens, kGreedy}}, .scheduled = {{"r", 0, 33}}});
+  with_cache_->launch({.finished = {"r"}, .prefix_cache = {.saves_of_ended = {{"r", 0, {0, 20}}}}});
+  EXPECT_EQ(with_cache_->draw().get()->token_ids, Tokens{});
+  EXPECT_EQ(with_cache_->kv_cache_bytes(), 0u);  // its rows are released all the same
+  const PendingOutput output =
+      start({.new_requests = {{"s", tokens, kGreedy}}, .scheduled = {{"s", 0, 33}}});
+  EXPECT_THAT(test::error_of([&] { output.get(); }), HasSubstr("from 0 to 19 but is 20"));
+}
+
 TEST_F(PrefixCacheRunner, RefusesBlocksThatDoNotFitTheStep) {
   const Tokens tokens = prompt(9, 40);
   const auto error_of = [&](int32_t computed, const PrefixCacheInput& prefix_cache) {

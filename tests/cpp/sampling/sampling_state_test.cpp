@@ -45,8 +45,6 @@ TEST(SamplingState, NamesIdsOutsideOfTheVocabulary) {
     };
     expect_refused({.logit_bias = {{3, 1.0f}, {id, 1.0f}}}, "logit_bias");
     expect_refused({.allowed_token_ids = std::vector<int32_t>{0, id}}, "allowed_token_ids");
-    expect_refused({.bad_words_token_ids = {{1}, {id, 2}}}, "bad_words_token_ids");
-    expect_refused({.all_stop_token_ids = {id}}, "all_stop_token_ids");
     expect_refused({.logprob_token_ids = {9, id}}, "logprob_token_ids");
     EXPECT_THAT(error_of({}, {.token_ids = {1, id}}), HasSubstr("token_ids"));
     SamplingState state = make_state(kConfig, {});
@@ -60,6 +58,21 @@ TEST(SamplingState, NamesIdsOutsideOfTheVocabulary) {
                       .logprob_token_ids = {0, 9}},
                      {.token_ids = {0, 9}}),
             "");
+}
+
+// A tokenizer may know more tokens than the model.
+TEST(SamplingState, TokensWithoutALogitNeedNoMask) {
+  const SamplingParams params{.bad_words_token_ids = {{10}, {INT32_MAX, 2}, {2, 10}},
+                              .min_tokens = 2,
+                              .all_stop_token_ids = {3, 10, INT32_MAX}};
+  EXPECT_EQ(error_of(params), "");
+  std::vector<float> logits(10, 1.0f);
+  make_state(kConfig, params).edit(logits, true);
+  for (int id = 0; id < 10; ++id)
+    EXPECT_EQ(logits[static_cast<size_t>(id)],
+              id == 3 ? -std::numeric_limits<float>::infinity() : 1.0f);
+  EXPECT_THAT(error_of({.all_stop_token_ids = {-1}}), HasSubstr("must not be negative but has -1"));
+  EXPECT_THAT(error_of({.bad_words_token_ids = {{1, -1}}}), HasSubstr("bad_words_token_ids"));
 }
 
 TEST(SamplingState, RefusesWhatDoesNotFit) {
