@@ -42,14 +42,15 @@ def refuse_unknown_tokens(prompt: list[int], params: SamplingParams, vocab_size:
 
     vLLM lets those pass that the tokenizer knows, and tokenizers may know more than models.
     """
+    scored = params.prompt_logprob_token_ids  # -1: no token
     named = {
-        "prompt": prompt,
-        "logprob_token_ids": params.logprob_token_ids or [],
-        "prompt_logprob_token_ids": _flat(params.prompt_logprob_token_ids),
+        "prompt": (prompt, 0),
+        "logprob_token_ids": (params.logprob_token_ids or [], 0),
+        "prompt_logprob_token_ids": (_flat(scored), -1),
     }
-    for parameter, token_ids in named.items():
+    for parameter, (token_ids, lowest) in named.items():
         for token_id in (min(token_ids), max(token_ids)) if token_ids else ():
-            if not 0 <= token_id < vocab_size:
+            if not lowest <= token_id < vocab_size:
                 raise VLLMValidationError(
                     f"Token id {token_id} is out of vocabulary: the model has {vocab_size} tokens.",
                     parameter=parameter,

@@ -32,6 +32,16 @@ def check(complete, reference):
     return ask
 
 
+@pytest.mark.parametrize(
+    "options", [{"top_p": 1e-50}, {"repetition_penalty": 1e39}, {"repetition_penalty": 1e-46}]
+)
+def test_numbers_that_float32_does_not_have(complete, options):
+    """They are legal, and must not end the engine, for anybody."""
+    answer = complete(PROMPT, max_tokens=4, temperature=1.0, **options)
+    assert answer.usage.completion_tokens >= 1
+    assert complete(PROMPT, max_tokens=4).choices[0].text
+
+
 def test_presence_penalty(check):
     def change(logits, answer):
         logits[list(set(answer))] -= 1.5

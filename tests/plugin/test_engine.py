@@ -142,8 +142,9 @@ def test_sampling_parameters_reach_the_core(small_engine, monkeypatch):
         ),
         use_tqdm=False,
     )
-    assert [params.seed for params in seen] == [11, 12]
-    assert seen[0] == model.SamplingParams(
+    # The request's own as it is checked, then those of its answers.
+    assert [params.seed for params in seen] == [11, 11, 12]
+    assert seen[1] == model.SamplingParams(
         temperature=0.5,
         top_p=0.75,
         top_k=5,

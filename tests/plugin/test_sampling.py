@@ -123,7 +123,7 @@ def test_what_the_core_refuses_is_an_error_of_the_request():
         sampling.refuse_unsupported(SamplingParams(logit_bias={3: float("inf")}))
 
 
-@pytest.mark.parametrize("token_id", [-1, 100])
+@pytest.mark.parametrize("token_id", [-2, 100])
 @pytest.mark.parametrize("parameter", ["prompt", "logprob_token_ids", "prompt_logprob_token_ids"])
 def test_tokens_that_the_model_does_not_have_are_refused(parameter, token_id):
     prompt, params = [5, 99], SamplingParams()
@@ -133,7 +133,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(parameter, token_id):
     elif parameter == "logprob_token_ids":
         params.logprob_token_ids = [0, token_id]
     else:
-        params.prompt_logprob_token_ids = [[1, 2], [token_id, 3]]
+        params.prompt_logprob_token_ids = [[1, -1], [token_id, 3]]
     with pytest.raises(VLLMValidationError, match=f"Token id {token_id} is out of") as error:
         sampling.refuse_unknown_tokens(prompt, params, 100)
     assert error.value.parameter == parameter
