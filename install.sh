@@ -202,8 +202,8 @@ check_venv() {
   fi
 }
 
-is_running() { # whether that process is one of bash, or of anything where there is no ps
-  kill -0 "$1" 2>/dev/null && { ! command -v ps >/dev/null || [[ $(ps -o comm= -p "$1") == *bash* ]]; }
+is_running() { # whether that process is one of a shell, or of anything where there is no ps
+  kill -0 "$1" 2>/dev/null && { ! command -v ps >/dev/null || [[ $(ps -o comm= -p "$1") == *sh* ]]; }
 }
 
 # A link is made in one step and carries the owner's process number.
@@ -379,12 +379,12 @@ install_uv() {
 
 # Sets python: $PYTHON, or 3.12 (uv's own, else the system's), or another version that fits.
 find_python() {
-  if [ -n "${PYTHON:-}" ]; then
+  if [ "$dry_run" = yes ] && [ ! -x "$uv" ]; then
+    [ -n "${PYTHON:-}" ] || run "$uv" python install --no-bin "$DEFAULT_PYTHON"
+    python=${PYTHON:-$DEFAULT_PYTHON}
+  elif [ -n "${PYTHON:-}" ]; then
     python=$("$uv" python find --system "$PYTHON" 2>/dev/null) ||
       die "PYTHON=$PYTHON is no Python interpreter." "Leave it unset to have uv find or fetch Python $DEFAULT_PYTHON."
-  elif [ "$dry_run" = yes ] && [ ! -x "$uv" ]; then
-    run "$uv" python install --no-bin "$DEFAULT_PYTHON"
-    python=$DEFAULT_PYTHON
   elif ! python=$(find_default_python); then
     say "Fetching Python $DEFAULT_PYTHON"
     if run "$uv" python install --no-bin "$DEFAULT_PYTHON"; then
@@ -407,9 +407,14 @@ find_python() {
 }
 
 find_default_python() {
-  local found
-  "$uv" python find --managed-python "$DEFAULT_PYTHON" 2>/dev/null ||
-    { found=$("$uv" python find --system "$DEFAULT_PYTHON" 2>/dev/null) && is_native "$found" && printf '%s\n' "$found"; }
+  local found of
+  for of in --managed-python --system; do
+    if found=$("$uv" python find "$of" "$DEFAULT_PYTHON" 2>/dev/null) && is_native "$found"; then
+      printf '%s\n' "$found"
+      return 0
+    fi
+  done
+  return 1
 }
 
 is_native() { # a Mac may have a Python for Intel too

@@ -85,3 +85,14 @@ def test_a_mac_has_all_its_cores(monkeypatch):
     monkeypatch.delattr(facts.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(facts.os, "cpu_count", lambda: 14)
     assert facts.num_cores() == 14
+
+
+@pytest.mark.parametrize(("machine", "fits"), [("arm64", True), ("x86_64", False)])
+def test_a_python_for_intel_does_not_do(mac, monkeypatch, machine, fits):
+    mac()
+    found = preflight.Interpreter("/usr/local/bin/python3.12", (3, 12), "", machine, False)
+    monkeypatch.setattr(preflight, "inspect_interpreter", lambda _: found)
+    assert preflight.fits(found) == fits
+    if not fits:
+        _, (problem,) = preflight.choose_interpreter("python3.12")
+        assert "PYTHON=python3.12 is 3.12 for x86_64;" in problem.what

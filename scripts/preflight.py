@@ -76,7 +76,11 @@ def inspect_interpreter(path: str) -> Interpreter | None:
 
 
 def fits(interpreter: Interpreter) -> bool:
-    return interpreter.version in PYTHON_VERSIONS and not interpreter.free_threaded
+    return (
+        interpreter.version in PYTHON_VERSIONS
+        and not interpreter.free_threaded
+        and (not is_mac() or interpreter.machine == "arm64")  # MLX has no wheels for Intel
+    )
 
 
 def choose_interpreter(requested: str | None) -> tuple[Interpreter | None, list[Problem]]:
@@ -87,8 +91,11 @@ def choose_interpreter(requested: str | None) -> tuple[Interpreter | None, list[
     if requested:
         interpreter = inspect_interpreter(requested)
         if interpreter is None or not fits(interpreter):
-            version = ".".join(map(str, interpreter.version)) if interpreter else ""
-            found = f"is {version}" if version else "does not run"
+            found = "does not run"
+            if interpreter:
+                version = ".".join(map(str, interpreter.version))
+                is_intel = is_mac() and interpreter.machine != "arm64"
+                found = f"is {version} for {interpreter.machine}" if is_intel else f"is {version}"
             what = f"PYTHON={requested} {found}; Python 3.11, 3.12 or 3.13 is needed."
             return None, [Problem(what, "make serve PYTHON=python3.12")]
         candidates = [interpreter]

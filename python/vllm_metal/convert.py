@@ -144,7 +144,7 @@ def convert(
     needed = sum(weight.nbytes for weight in weights.values())
     needed += sum(file.stat().st_size for file in model.other_files)
     check_free_disk(target.parent, needed)
-    with filled_in_place(target) as partial:
+    with filled_in_place(target, made_from, force) as partial:
         write_weights(partial, weights, _format_of(model, options), progress)
         write_json(partial / "config.json", config)
         for file in model.other_files:

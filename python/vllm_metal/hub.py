@@ -85,7 +85,8 @@ def folder_of(model: HubModel, weights: bool | None = True) -> str:
     """
     if Path(model.name).is_dir():
         return model.name
-    if envs.uses_modelscope() and (folder := modelscope.given_folder()):
+    is_tokenizer = weights is False  # of its own, which the folder of the model does not hold
+    if envs.uses_modelscope() and not is_tokenizer and (folder := modelscope.given_folder()):
         logger.info("%s is taken from VLLM_METAL_MODELSCOPE_CACHE=%s.", model.name, folder)
         return folder
     with readable_errors(model.name, model.revision):

@@ -116,7 +116,7 @@ def import_gguf(
     gguf, tokenizer = _read(file)
     check_free_disk(target.parent, gguf.output_bytes + _TOKENIZER_BYTES)
     try:
-        with filled_in_place(target) as partial:
+        with filled_in_place(target, source, force) as partial:
             gguf.write(partial / _WEIGHTS, progress)
             _write_small_files(partial, gguf, tokenizer)
             write_manifest(partial, source, _core.__version__)

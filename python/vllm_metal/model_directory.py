@@ -139,11 +139,12 @@ def check_replaceable(directory: Path, source: SourceFile, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def filled_in_place(target: Path) -> Iterator[Path]:
+def filled_in_place(target: Path, source: SourceFile, force: bool) -> Iterator[Path]:
     """Give a new directory to fill; it becomes `target`, replacing it, when the block ends.
 
-    Leaves nothing behind and `target` as it was when the block raises or is interrupted. An OSError
-    names a file: that of a full disk does not by itself.
+    Leaves nothing behind and `target` as it was when the block raises or is interrupted. Others may
+    have made `target` meanwhile: ModelDirectoryError says that it must not be replaced, see
+    check_replaceable. An OSError names a file: that of a full disk does not by itself.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Imports into one folder take turns: what another left there is then abandoned for certain.
@@ -151,11 +152,13 @@ def filled_in_place(target: Path) -> Iterator[Path]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _remove_abandoned(target)
-        partial = _partial_directory(target)
+        check_replaceable(target, source, force)  # by another run, whose lock was waited for
+        partial = _new_directory(target, ".partial")
         try:
             yield partial
             partial.chmod(0o755)
             _sync(partial)
+            check_replaceable(target, source, force)
             _move(partial, target)
         except OSError as error:
             if error.filename is None:
@@ -192,15 +195,22 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-def _partial_directory(target: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+def _new_directory(target: Path, suffix: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=suffix, dir=target.parent))
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed runs left; the caller holds the lock of the folder."""
-    for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed runs left, and put back what one had put aside.
+
+    The caller holds the lock of the folder.
+    """
+    for path in target.parent.glob(f".{_escaped(target.name)}.*.old"):
+        if path.is_dir() and not os.path.lexists(target) and any(path.iterdir()):
+            path.rename(target)
+    for suffix in ("partial", "old"):
+        for path in target.parent.glob(f".{_escaped(target.name)}.*.{suffix}"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _escaped(name: str) -> str:
@@ -219,14 +229,15 @@ def _sync(directory: Path) -> None:
 def _move(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; what was there is put aside first and put back on failure."""
     aside = None
-    if target.is_dir() and any(target.iterdir()):
-        aside = _partial_directory(target)
-        target.rename(aside)  # replaces the empty directory
     try:
+        if target.is_dir() and any(target.iterdir()):
+            aside = _new_directory(target, ".old")
+            target.rename(aside)  # replaces the empty directory
         partial.rename(target)
     except BaseException:
-        if aside:
+        if aside and not os.path.lexists(target):
             aside.rename(target)
         raise
-    if aside:
-        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -131,6 +131,8 @@ mx::array uninitialized(const mx::Shape& shape, mx::Dtype dtype) {
   return mx::array(mx::allocator::malloc(elements * mx::size_of(dtype)), shape, dtype);
 }
 
+mx::array weak_handle(const mx::array& array) { return mx::array::unsafe_weak_copy(array); }
+
 void allocate_from_mlx(mx::array& output) {
   output.set_data(mx::allocator::malloc(output.nbytes()));
 }

@@ -49,6 +49,11 @@ struct MemoryUse {
 };
 MemoryUse memory_use();
 
+// The same array, which holds no buffer: for a task that reads one of its primitive's inputs or
+// temporaries, which MLX holds until it is done. Only the task may ask for the pointer where a GPU
+// computes the input: on CUDA asking moves the memory, which must be computed by then.
+mx::array weak_handle(const mx::array& array);
+
 // For the eval of a primitive: makes `output` the same memory as `input`, whoever else
 // holds it. Only kv_write, rotary_kv_write and copy_blocks may: the cache is written in place, and
 // the stream's order keeps readers of the step before from seeing the write.

@@ -2,6 +2,7 @@
 #include "config/model_config.h"
 
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -63,6 +64,13 @@ ModelConfig ModelConfig::from_json(Json json) {
   const Json* head_dim = json.find("head_dim");
   config.head_dim = head_dim && !head_dim->is_null() ? checked_size(*head_dim, "head_dim")
                                                      : default_head_dim(config);
+  const int64_t width = (int64_t{config.num_attention_heads} + 2 * config.num_key_value_heads) *
+                        config.head_dim;  // of queries, keys and values, which arrays count in int
+  if (width > std::numeric_limits<int>::max())
+    throw std::invalid_argument(
+        text("[config] num_attention_heads (", config.num_attention_heads,
+             ") and twice num_key_value_heads (", config.num_key_value_heads, "), times head_dim (",
+             config.head_dim, "), must be below 2^31 but are ", width, "."));
   config.vocab_size = required_size(json, "vocab_size");
   config.max_position_embeddings = size_or(json, "max_position_embeddings", 2048);
   if (const Json* eps = json.find("rms_norm_eps"); eps && !eps->is_null())

@@ -75,9 +75,8 @@ class DrawTokens : public cpu::CpuPrimitive {
       return;
     }
     const mx::array logits = with_even_rows(inputs.front());
-    dispatch([task = task_, stream = stream(), token_ids, data = logits.data<float>(),
-              row_stride = cpu::rows_of(logits).stride] {
-      task->run(stream, data, row_stride, token_ids);
+    dispatch([task = task_, stream = stream(), token_ids, logits = weak_handle(logits)] {
+      task->run(stream, logits.data<float>(), cpu::rows_of(logits).stride, token_ids);
     });
   }
 
@@ -95,11 +94,12 @@ class ScorePrompt : public cpu::CpuPrimitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     allocate_output(outputs.front());
     const mx::array logits = with_even_rows(inputs.front());
-    dispatch([scores = scores_, first = first_position_, data = logits.data<float>(),
-              stride = cpu::rows_of(logits).stride, count = int64_t{logits.shape(0)},
-              vocab_size = static_cast<size_t>(logits.shape(1)),
+    dispatch([scores = scores_, first = first_position_, logits = weak_handle(logits),
               ready = outputs.front().data<int32_t>()] {
-      cpu::parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+      const auto* data = logits.data<float>();
+      const int64_t stride = cpu::rows_of(logits).stride;
+      const auto vocab_size = static_cast<size_t>(logits.shape(1));
+      cpu::parallel_for(logits.shape(0), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           scores->add(first + i, {data + i * stride, vocab_size});
       });

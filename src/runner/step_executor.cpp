@@ -208,6 +208,11 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
   const size_t held = cache_->nbytes();
   for (const RequestKey key : keys) cache_->release(key);
   if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
+  if (loads_under_way_ && cache_->nbytes() == 0) {
+    // Saves come after loads because both use the slabs, which are gone.
+    wait_for_streams();
+    loads_under_way_ = false;
+  }
 }
 
 void StepExecutor::clear_prefix_cache() {
@@ -250,6 +255,7 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   leave_memory_to_mlx(step);
   const BatchLayout layout = cache_->prepare(step.cache);
   if (!loads.empty()) prefix_cache_->load(*contiguous_cache_, loads);
+  loads_under_way_ = loads_under_way_ || !loads.empty();
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
   const mx::array hidden = model_->forward(input_ids(step), context);
   const bool has_samples = !step.sample_rows.empty();

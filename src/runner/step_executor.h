@@ -96,6 +96,7 @@ class StepExecutor {
   std::unique_ptr<PrefixCache> prefix_cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;
+  bool loads_under_way_ = false;          // perhaps
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
   bool count_nodes_ = false;
   size_t last_step_nodes_ = 0;

@@ -242,6 +242,30 @@ def test_what_a_killed_run_left_is_removed(tiny, target):
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_what_a_killed_run_put_aside_is_put_back(tiny, other, target):
+    import_gguf(other, target)
+    before = contents(target)
+    target.rename(target.parent / ".tiny.abc.old")  # killed between the two renames
+    with pytest.raises(StopError):
+        import_gguf(tiny, target, force=True, progress=stop)
+    assert contents(target) == before
+    (target.parent / ".tiny.abc.old").mkdir()  # killed after them
+    import_gguf(tiny, target, force=True)
+    assert contents(target) != before
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_directory_that_others_made_meanwhile_is_left(tiny, target):
+    def appear(done: int, total: int) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "notes.txt").write_text("mine")
+
+    with pytest.raises(ModelDirectoryError, match="was not written by vllm-metal"):
+        import_gguf(tiny, target, progress=appear)
+    assert [path.name for path in target.iterdir()] == ["notes.txt"]
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_imports_at_the_same_time_agree(tiny, target):
     command = [sys.executable, "-m", "vllm_metal.cli", "import-gguf", str(tiny), str(target)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -18,8 +18,8 @@
 namespace vllm_metal::cpu {
 
 // Base of the graph nodes that our CPU kernels compute. Its eval_cpu runs on the thread that
-// evaluates, before the inputs are computed: it may look at shapes and strides and take pointers;
-// the work itself goes into `dispatch`.
+// evaluates, before the inputs are computed: it may look at shapes and strides and take pointers,
+// but of inputs that a GPU computes (see weak_handle); the work itself goes into `dispatch`.
 class CpuPrimitive : public mx::Primitive {
  public:
   CpuPrimitive() : mx::Primitive(mx::default_stream(mx::Device::cpu)) {}

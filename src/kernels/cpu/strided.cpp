@@ -4,6 +4,8 @@
 #include <cassert>
 #include <cstring>
 
+#include "common/mlx_buffer.h"
+
 namespace vllm_metal::cpu {
 
 bool has_contiguous_last_dimension(const mx::array& x) {
@@ -33,28 +35,26 @@ Rows rows_of(const mx::array& x) {
 }
 
 StridedCopy::StridedCopy(const mx::array& x, mx::array& copy)
-    : source_(x.data<char>()),
-      target_(copy.data<char>()),
-      item_size_(static_cast<int64_t>(x.itemsize())),
-      shape_(x.shape()),
-      strides_(x.strides()) {
+    : source_(weak_handle(x)), target_(copy.data<char>()) {
   assert(x.ndim() > 0 && copy.shape() == x.shape() && copy.flags().row_contiguous);
 }
 
 void StridedCopy::operator()() const {
-  for (int extent : shape_)
-    if (extent == 0) return;
-  const int last = static_cast<int>(shape_.size()) - 1;
-  mx::Shape index(shape_.size(), 0);
+  if (source_.size() == 0) return;
+  const mx::Shape& shape = source_.shape();
+  const mx::Strides& strides = source_.strides();
+  const auto item_size = static_cast<int64_t>(source_.itemsize());
+  const int last = static_cast<int>(shape.size()) - 1;
+  mx::Shape index(shape.size(), 0);
   char* target = target_;
   for (;;) {
-    const char* source = source_;
-    for (int axis = 0; axis < last; ++axis) source += index[axis] * strides_[axis] * item_size_;
-    for (int i = 0; i < shape_[last]; ++i, target += item_size_) {
-      std::memcpy(target, source + i * strides_[last] * item_size_, item_size_);
+    const char* source = source_.data<char>();
+    for (int axis = 0; axis < last; ++axis) source += index[axis] * strides[axis] * item_size;
+    for (int i = 0; i < shape[last]; ++i, target += item_size) {
+      std::memcpy(target, source + i * strides[last] * item_size, item_size);
     }
     int axis = last - 1;  // next row: count up as an odometer
-    while (axis >= 0 && ++index[axis] == shape_[axis]) index[axis--] = 0;
+    while (axis >= 0 && ++index[axis] == shape[axis]) index[axis--] = 0;
     if (axis < 0) return;
   }
 }

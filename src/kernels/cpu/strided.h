@@ -27,11 +27,8 @@ struct StridedCopy {
   void operator()() const;
 
  private:
-  const char* source_;
+  mx::array source_;  // a weak handle
   char* target_;
-  int64_t item_size_;
-  mx::Shape shape_;
-  mx::Strides strides_;
 };
 
 }  // namespace vllm_metal::cpu

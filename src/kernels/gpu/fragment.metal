@@ -35,7 +35,7 @@ FUNC float row_sum(float value) {
   return value + simd_shuffle_xor(value, ushort(8));
 }
 
-// sums += left · right with plain arithmetic. `right` has element (k, n) at
+// sums += left * right with plain arithmetic. `right` has element (k, n) at
 // right[k * k_stride + n * n_stride]; a lane's part of `left` becomes a Left first, once for all
 // the products that it is in.
 struct PlainFragments {
