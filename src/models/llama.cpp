@@ -47,6 +47,7 @@ class LlamaModel final : public Model {
       : config_(config),
         dtype_(load.dtype),
         rotary_embedding_(config.rope, config.head_dim),
+        lm_head_is_tied_(is_lm_head_tied(config, load.weights)),
         embed_tokens_(
             Embedding::load(load, "model.embed_tokens", config.vocab_size, config.hidden_size)),
         layers_(load_layers(config, load)),
@@ -85,11 +86,23 @@ class LlamaModel final : public Model {
     return layers;
   }
 
+  // What the checkpoint has decides, as in transformers: a head of its own is used whatever the
+  // config says, and one that equals the embedding is not kept twice.
+  static bool is_lm_head_tied(const ModelConfig& config, const WeightStore& weights) {
+    if (!weights.contains("lm_head.weight")) return config.tie_word_embeddings;
+    for (const char* suffix : {".weight", ".scales", ".biases"}) {
+      const std::string head = text("lm_head", suffix);
+      const std::string embedding = text("model.embed_tokens", suffix);
+      if (weights.contains(head) != weights.contains(embedding)) return false;
+      if (weights.contains(head) && !weights.are_equal(head, embedding)) return false;
+    }
+    return !weights.contains("lm_head.bias");
+  }
+
   Linear load_lm_head(LoadContext& load) const {
-    if (!config_.tie_word_embeddings)
+    if (!lm_head_is_tied_)
       return Linear::load(load, "lm_head", config_.hidden_size,
                           padded_vocab_size(load, "lm_head", config_.vocab_size));
-    // Some checkpoints store the tied matrix twice.
     for (const char* suffix : {".weight", ".scales", ".biases"})
       load.weights.skip(std::string("lm_head") + suffix);
     return embed_tokens_.as_linear();
@@ -98,6 +111,7 @@ class LlamaModel final : public Model {
   ModelConfig config_;
   mx::Dtype dtype_;
   RotaryEmbedding rotary_embedding_;
+  bool lm_head_is_tied_;  // found out before the embedding is taken
   Embedding embed_tokens_;
   std::vector<LlamaBlock> layers_;
   RMSNorm norm_;

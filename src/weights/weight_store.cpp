@@ -2,6 +2,7 @@
 #include "weights/weight_store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -21,6 +22,7 @@ namespace fs = std::filesystem;
 
 // Small enough to show progress, large enough for the disk.
 constexpr uint64_t kReadChunk = uint64_t{16} << 20;
+constexpr uint64_t kCompareChunk = uint64_t{1} << 20;  // what differs does so early
 
 constexpr std::pair<StoredDtype, mx::Dtype> kDtypes[] = {
     {StoredDtype::kBool, mx::bool_},    {StoredDtype::kU8, mx::uint8},
@@ -152,6 +154,34 @@ void WeightStore::check_shape(const Entry& entry, const std::vector<int64_t>& ex
 void WeightStore::report(uint64_t bytes) {
   done_bytes_ += bytes;
   if (callbacks_.progress) callbacks_.progress(done_bytes_, total_bytes_);
+}
+
+bool WeightStore::are_equal(const std::string& first, const std::string& second) const {
+  const Entry &a = entry(first), &b = entry(second);
+  if (a.info.dtype != b.info.dtype || a.info.shape != b.info.shape) return false;
+  std::vector<std::byte> of_a, of_b;
+  for (uint64_t done = 0; done < a.info.nbytes; done += kCompareChunk) {
+    const uint64_t count = std::min(kCompareChunk, a.info.nbytes - done);
+    if (std::memcmp(peek(a, done, count, of_a), peek(b, done, count, of_b), count) != 0)
+      return false;
+  }
+  return true;
+}
+
+const std::byte* WeightStore::peek(const Entry& entry, uint64_t offset, uint64_t count,
+                                   std::vector<std::byte>& buffer) const {
+  if (!entry.view) {
+    buffer.resize(count);
+    files_[entry.file].opened->read(entry.info.offset + offset, buffer);
+    return buffer.data();
+  }
+  if (entry.view->is_row_contiguous())
+    return static_cast<const std::byte*>(entry.view->data) + offset;
+  if (buffer.empty()) {
+    buffer.resize(entry.info.nbytes);
+    copy_row_major(*entry.view, buffer.data());
+  }
+  return buffer.data() + offset;
 }
 
 void WeightStore::read_into(const std::string& name, std::byte* destination) {

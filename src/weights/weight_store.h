@@ -60,6 +60,9 @@ class WeightStore {
   mx::array take_fused(std::span<const std::string> names, std::span<const int64_t> rows,
                        int64_t columns, std::optional<mx::Dtype> dtype = std::nullopt);
 
+  // Whether two tensors are the same: shape, dtype and all bytes.
+  bool are_equal(const std::string& first, const std::string& second) const;
+
   // A tensor that the model does not need; no error if absent.
   void skip(const std::string& name) { tensors_.erase(name); }
 
@@ -80,6 +83,9 @@ class WeightStore {
   void check_index(const WeightFiles& files) const;
   const Entry& entry(const std::string& name) const;
   void check_shape(const Entry& entry, const std::vector<int64_t>& expected) const;
+  // `count` bytes of the tensor from `offset` on, where they lie or read into `buffer`.
+  const std::byte* peek(const Entry& entry, uint64_t offset, uint64_t count,
+                        std::vector<std::byte>& buffer) const;
   // The tensor's bytes, after which its entry is gone.
   void read_into(const std::string& name, std::byte* destination);
   void report(uint64_t bytes);

@@ -123,6 +123,44 @@ TEST(Llama, PaddedVocabularyIsCutOff) {
   EXPECT_LT(mx::max(mx::abs(forward.logits)).item<float>(), 1e4f);
 }
 
+// Configs say so of heads of their own, and do not of copies: the tensors decide.
+TEST(Llama, AHeadIsTiedIfItIsTheEmbedding) {
+  for (const std::optional<int> bits : {std::optional<int>{}, std::optional<int>{4}}) {
+    const auto logits_and_bytes = [](const TinyLlama& tiny, bool says_tied, bool copied) {
+      auto tensors = tiny.tensors();
+      if (copied) {
+        for (const char* suffix : {".weight", ".scales", ".biases"}) {
+          const auto found = tensors.find(text("model.embed_tokens", suffix));
+          if (found != tensors.end())
+            tensors.insert_or_assign(text("lm_head", suffix), found->second);
+        }
+      }
+      TempDir dir;
+      test::write_safetensors(dir.path() / "model.safetensors", tensors);
+      TinyLlama config = tiny;
+      config.tied = says_tied;
+      uint64_t read = 0;
+      const auto model =
+          load_model(dir.path(), ModelConfig::from_json(Json::parse(config.config_json())),
+                     mx::float32, {.progress = [&](uint64_t done, uint64_t) { read = done; }});
+      Forward forward(*model, 4);
+      forward.logits.eval();
+      return std::pair(forward.logits, read);
+    };
+    const TinyLlama tied{.bits = bits}, own{.tied = false, .bits = bits};
+    const auto [expected, fewest] = logits_and_bytes(tied, true, false);
+    for (const bool says_tied : {false, true}) {
+      const auto [logits, bytes] = logits_and_bytes(tied, says_tied, true);
+      EXPECT_TRUE(mx::array_equal(logits, expected).item<bool>());
+      EXPECT_EQ(bytes, fewest);
+    }
+    const auto [of_own, more] = logits_and_bytes(own, false, false);
+    EXPECT_TRUE(mx::array_equal(logits_and_bytes(own, true, false).first, of_own).item<bool>());
+    EXPECT_FALSE(mx::array_equal(of_own, expected).item<bool>());
+    EXPECT_GT(more, fewest);
+  }
+}
+
 class LlamaErrors : public testing::Test {
  protected:
   std::string error(const std::map<std::string, mx::array>& tensors, const std::string& config) {
