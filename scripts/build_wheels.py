@@ -22,7 +22,7 @@ from pathlib import Path
 import preflight
 import vllm_source
 from checkout import ROOT, SetupError, exit_code, path_with, run, say
-from setup_env import digest, vllm_key
+from setup_env import digest, setup_lock, vllm_key
 
 PYTHON = Path(sys.executable)
 
@@ -49,7 +49,8 @@ def build_vllm_metal(out: Path) -> None:
 
 
 def build_vllm(out: Path) -> None:
-    wheel = vllm_source.build_wheel(vllm_key(), PYTHON)
+    with setup_lock():
+        wheel = vllm_source.build_wheel(vllm_key(), PYTHON)
     shutil.copy(wheel, out / wheel.name)
 
 
@@ -57,7 +58,8 @@ def build_vllm_cpu(out: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     key = digest([vllm_source.LOCK], repr(vllm_source.PATCHES), "cpu", version)
     os.environ["PATH"] = path_with(PYTHON.parent)
-    wheel = vllm_source.build_wheel(key, PYTHON, "cpu")
+    with setup_lock():
+        wheel = vllm_source.build_wheel(key, PYTHON, "cpu")
     shutil.copy(wheel, out / wheel.name)
 
 

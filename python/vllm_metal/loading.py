@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_metal.hub import HubModel, folder_of
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
+from vllm_metal.model_directory import read_json
 from vllm_metal.unsupported import active_sliding_window
 
 if TYPE_CHECKING:
@@ -37,6 +38,26 @@ def check_weight_files(model_config: "ModelConfig") -> None:
 
     if Path(model_config.model).is_dir():
         _core.check_weight_files(str(model_config.model), read_pickle=read_pickle)
+
+
+def check_overrides(model_config: "ModelConfig") -> None:
+    """Refuse --hf-overrides that lose the base of the rotary embedding, which has a default."""
+    file = Path(model_config.model) / "config.json"
+    if not model_config.hf_overrides or not file.is_file():
+        return
+    theta = _rope_theta(read_json(file))
+    if theta is not None and _rope_theta(json.loads(config_json(model_config))) is None:
+        raise ValueError(
+            f"--hf-overrides leaves out rope_theta, which is {theta} in {file}: add "
+            f'"rope_theta": {theta} to what it sets for rope_parameters or rope_scaling.'
+        )
+
+
+def _rope_theta(config: dict[str, Any]) -> Any:
+    for settings in (config, config.get("rope_parameters"), config.get("rope_scaling")):
+        if isinstance(settings, dict) and settings.get("rope_theta") is not None:
+            return settings["rope_theta"]
+    return None
 
 
 def config_json(model_config: "ModelConfig") -> str:

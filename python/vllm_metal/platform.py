@@ -162,7 +162,7 @@ class MetalPlatform(Platform):
         vLLM calls this again in the engine's process, on the config it returned from here.
         """
         from vllm_metal.custom_logits_processors import refuse_for_second_model_runner
-        from vllm_metal.loading import check_weight_files
+        from vllm_metal.loading import check_overrides, check_weight_files
         from vllm_metal.unsupported import refuse_unsupported
 
         envs.check()
@@ -170,6 +170,7 @@ class MetalPlatform(Platform):
         if vllm_config.model_config is not None:
             refuse_for_second_model_runner(vllm_config)
             check_weight_files(vllm_config.model_config)
+            check_overrides(vllm_config.model_config)
             cls._vocab_size = max(cls._vocab_size, vllm_config.model_config.get_vocab_size())
         _settle_block_size(vllm_config.cache_config)
         if not envs.paged_attention():

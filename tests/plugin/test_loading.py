@@ -57,6 +57,16 @@ def test_overrides_are_effective(config_json):
     assert config["rope_parameters"] == rope
 
 
+@pytest.mark.parametrize("layout", ["rope_parameters", "rope_scaling"])
+def test_overrides_must_not_lose_rope_theta(engine_config, layout):
+    """vLLM replaces the whole of the settings, and 10000 would be used in its place."""
+    rope = {"rope_type": "linear", "factor": 3.0}
+    with pytest.raises(ValueError, match=r"leaves out rope_theta, which is [0-9.]+ in .*config"):
+        engine_config(hf_overrides={layout: rope})
+    engine_config(hf_overrides={layout: rope | {"rope_theta": 500.0}})
+    engine_config(hf_overrides={"rms_norm_eps": 0.25})
+
+
 @pytest.mark.parametrize("keys", [("quantization",), ("quantization_config",)])
 def test_quantisation_survives(config_json, tiny_llama, tmp_path, keys):
     quantization = {
