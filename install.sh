@@ -380,15 +380,15 @@ install_uv() {
 # Sets python: $PYTHON, or 3.12 (uv's own, else the system's), or another version that fits.
 find_python() {
   if [ "$dry_run" = yes ] && [ ! -x "$uv" ]; then
-    [ -n "${PYTHON:-}" ] || run "$uv" python install --no-bin "$DEFAULT_PYTHON"
+    [ -n "${PYTHON:-}" ] || run "$uv" python install --no-bin "$(uvs_python)"
     python=${PYTHON:-$DEFAULT_PYTHON}
   elif [ -n "${PYTHON:-}" ]; then
     python=$("$uv" python find --system "$PYTHON" 2>/dev/null) ||
       die "PYTHON=$PYTHON is no Python interpreter." "Leave it unset to have uv find or fetch Python $DEFAULT_PYTHON."
   elif ! python=$(find_default_python); then
     say "Fetching Python $DEFAULT_PYTHON"
-    if run "$uv" python install --no-bin "$DEFAULT_PYTHON"; then
-      python=$(find_default_python) || python=$DEFAULT_PYTHON
+    if run "$uv" python install --no-bin "$(uvs_python)"; then
+      python=$(find_default_python) || python=$(uvs_python)
     else
       python=$("$uv" python find --system '>=3.11,<3.14' 2>/dev/null) ||
         die "Python $DEFAULT_PYTHON could not be fetched, and no Python 3.11 to 3.13 is here." \
@@ -407,14 +407,13 @@ find_python() {
 }
 
 find_default_python() {
-  local found of
-  for of in --managed-python --system; do
-    if found=$("$uv" python find "$of" "$DEFAULT_PYTHON" 2>/dev/null) && is_native "$found"; then
-      printf '%s\n' "$found"
-      return 0
-    fi
-  done
-  return 1
+  local found
+  "$uv" python find --managed-python "$(uvs_python)" 2>/dev/null ||
+    { found=$("$uv" python find --system "$DEFAULT_PYTHON" 2>/dev/null) && is_native "$found" && printf '%s\n' "$found"; }
+}
+
+uvs_python() { # what uv is asked for; a Mac may have uv's Python for Intel too
+  if [ "$system" = Darwin ]; then printf 'cpython-%s-macos-aarch64-none\n' "$DEFAULT_PYTHON"; else printf '%s\n' "$DEFAULT_PYTHON"; fi
 }
 
 is_native() { # a Mac may have a Python for Intel too

@@ -65,6 +65,8 @@ def managed_python(
 ) -> str:
     """Let uv fetch a Python where the system has none that fits (a Mac's own is 3.9)."""
     say(f"No {lack} here: fetching {version} with uv")
+    if preflight.is_mac():  # which may have uv's Python for Intel too
+        version = f"cpython-{version}-macos-aarch64-none"
     for command in (["install", version], ["find", "--managed-python", version]):
         result = subprocess.run(
             [uv, "python", *command], stdout=subprocess.PIPE, text=True, check=False
