@@ -115,9 +115,10 @@ def choose_interpreter(requested: str | None) -> tuple[Interpreter | None, list[
     return None, []
 
 
-def no_interpreter(lack: str = "Python 3.11 to 3.13") -> Problem:
+def no_interpreter(lack: str = "Python 3.11 to 3.13", wanted: str | None = None) -> Problem:
     what = f"No {lack} was found, and uv could not fetch one."
-    return Problem(what, install_command("python3 python3-dev", "python@3.12"))
+    packages = f"python{wanted}-dev" if wanted else "python3 python3-dev"
+    return Problem(what, install_command(packages, f"python@{wanted or MANAGED_PYTHON}"))
 
 
 def check_platform() -> list[Problem]:

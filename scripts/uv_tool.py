@@ -60,10 +60,9 @@ def package_cache(uv: str | None) -> Path:
     return Path(os.environ.get("UV_CACHE_DIR", Path.home() / ".cache" / "uv"))
 
 
-def managed_python(
-    uv: str, version: str = preflight.MANAGED_PYTHON, lack: str = "Python 3.11 to 3.13"
-) -> str:
+def managed_python(uv: str, wanted: str | None = None, lack: str = "Python 3.11 to 3.13") -> str:
     """Let uv fetch a Python where the system has none that fits (a Mac's own is 3.9)."""
+    version = wanted or preflight.MANAGED_PYTHON
     say(f"No {lack} here: fetching {version} with uv")
     if preflight.is_mac():  # which may have uv's Python for Intel too
         version = f"cpython-{version}-macos-aarch64-none"
@@ -72,5 +71,5 @@ def managed_python(
             [uv, "python", *command], stdout=subprocess.PIPE, text=True, check=False
         )
         if result.returncode != 0:
-            raise SetupError(preflight.report([preflight.no_interpreter(lack)]))
+            raise SetupError(preflight.report([preflight.no_interpreter(lack, wanted)]))
     return result.stdout.strip()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_metal.hub import HubModel, folder_of
+from vllm_metal.json_file import read_json
 from vllm_metal.log import get_logger
 from vllm_metal.memory import format_bytes
-from vllm_metal.model_directory import read_json
 from vllm_metal.unsupported import active_sliding_window
 
 if TYPE_CHECKING:

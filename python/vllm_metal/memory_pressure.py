@@ -12,6 +12,7 @@ from vllm_metal.log import get_logger
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
 
 logger = get_logger(__name__)
 
@@ -66,7 +67,10 @@ class MemoryWatch:
 
         def keep_looking() -> None:
             while True:
-                self.look()
+                try:
+                    self.look()
+                except Exception:  # such as too many open files: the next look may succeed
+                    logger.exception("The system's memory could not be looked at.")
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
         threading.Thread(target=keep_looking, name="memory-watch", daemon=True).start()
@@ -136,5 +140,15 @@ class SchedulerRelief:
         self._num_running = max(1, len(scheduler.running) // 2)
         timestamp = time.monotonic()
         while len(scheduler.running) > self._num_running:
-            request = scheduler.running.pop()
-            scheduler._preempt_request(request, timestamp)
+            scheduler._preempt_request(_take_last(scheduler), timestamp)
+
+
+def _take_last(scheduler: "Scheduler") -> "Request":
+    """Take the running request that vLLM would preempt first."""
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+    if scheduler.policy != SchedulingPolicy.PRIORITY:
+        return scheduler.running.pop()
+    last = max(scheduler.running, key=lambda request: (request.priority, request.arrival_time))
+    scheduler.running.remove(last)
+    return last

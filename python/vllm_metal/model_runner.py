@@ -309,6 +309,8 @@ def model_runner_output(
     prompts: dict[str, LogprobsTensors | None] = {}
     scores: dict[str, torch.Tensor] = {}
     for row, most_likely, of_token_ids in output.prompt_logprobs:
+        if request_ids[row] in failed:
+            continue  # vLLM takes no scores of a request without a token
         if most_likely is not None:
             prompts[request_ids[row]] = LogprobsTensors(*map(torch.from_numpy, most_likely))
         if of_token_ids is not None:

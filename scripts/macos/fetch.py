@@ -61,7 +61,7 @@ def find_python(uv: str, versions: tuple[str, ...]) -> preflight.Interpreter:
     lack = f"Python {' or '.join(versions)} with headers"
     found = preflight.inspect_interpreter(uv_tool.managed_python(uv, versions[0], lack))
     if found is None:
-        raise SetupError(preflight.report([preflight.no_interpreter(lack)]))
+        raise SetupError(preflight.report([preflight.no_interpreter(lack, versions[0])]))
     return found
 
 

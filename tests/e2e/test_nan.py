@@ -31,6 +31,21 @@ def test_the_request_fails(say):
         say([5, 6, NAN_TOKEN])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ([5, 6, NAN_TOKEN], {}),
+        # No token is left to be drawn.
+        ([5, 6], {"min_tokens": 1, "allowed_token_ids": [7], "stop_token_ids": [7]}),
+    ],
+)
+def test_the_request_fails_although_its_prompt_has_scores(say, prompt, options):
+    before = say([7, 8, 9]).choices[0].token_ids
+    with pytest.raises(openai.InternalServerError):
+        say(prompt, extra_body={"prompt_logprobs": 0, **options})
+    assert say([7, 8, 9]).choices[0].token_ids == before
+
+
 def test_a_stream_ends_with_an_error(say):
     with pytest.raises(openai.APIError, match="Internal server error"):
         list(say([5, 6, NAN_TOKEN], stream=True))

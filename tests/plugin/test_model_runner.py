@@ -213,6 +213,21 @@ def test_scores_of_prompts(runner, fake_core):
     assert output.prompt_token_id_logprobs_dict["a"].tolist() == [[-3.0]]
 
 
+def test_a_failed_row_has_no_scores_of_its_prompt(runner, fake_core):
+    """vLLM's scheduler asserts that a request without a token has none."""
+    most_likely = (np.array([[4]]), np.array([[-1.5]], np.float32), np.array([2]))
+    scores = np.array([[-3.0]], np.float32)
+    prompts = [(0, most_likely, scores), (1, most_likely, scores), (2, most_likely, scores)]
+    output = runner.model_runner_output(
+        ["a", "b", "c"],
+        fake_core.StepOutput([[], [7], [9]], failed=[0], prompt_logprobs=prompts),
+        TorchDraw(failed=[2]),
+    )
+    assert list(output.prompt_logprobs_dict) == ["b"]
+    assert list(output.prompt_token_id_logprobs_dict) == ["b"]
+    assert set(output.num_nans_in_logits) == {"a", "c"}
+
+
 def test_output_without_logprobs_and_failures(runner, fake_core):
     output = runner.model_runner_output(["a"], fake_core.StepOutput([[7]], failed=[]), TorchDraw())
     assert output.logprobs is None
