@@ -61,23 +61,30 @@ void load_weights(ModelRunner& runner, const PythonProgress& progress, const Pyt
   runner.load_weights(load_callbacks(progress, reader));
 }
 
-void init_runner(ModelRunner* self, const std::string& model_dir, const std::string& config_json,
-                 const std::string& dtype, const PythonProgress& progress,
-                 const PythonReader& reader, const std::string& logprobs_mode,
-                 std::vector<int32_t> reasoning_start_token_ids,
-                 std::vector<int32_t> reasoning_end_token_ids,
-                 std::vector<int32_t> natural_reasoning_end_token_ids) {
+// Its end waits for the executor, which may be waiting for the GIL to log a line.
+std::shared_ptr<ModelRunner> make_runner(const std::string& model_dir,
+                                         const std::string& config_json, const std::string& dtype,
+                                         const PythonProgress& progress, const PythonReader& reader,
+                                         const std::string& logprobs_mode,
+                                         std::optional<uint64_t> seed,
+                                         std::vector<int32_t> reasoning_start_token_ids,
+                                         std::vector<int32_t> reasoning_end_token_ids,
+                                         std::vector<int32_t> natural_reasoning_end_token_ids) {
   ModelRunnerOptions options{
       .model_dir = model_dir,
       .config = Json::parse(config_json),
       .dtype = parse_dtype(dtype),
       .sampler = {.logprobs_mode = parse_logprobs_mode(logprobs_mode),
+                  .seed = seed,
                   .reasoning_start_token_ids = std::move(reasoning_start_token_ids),
                   .reasoning_end_token_ids = std::move(reasoning_end_token_ids),
                   .natural_reasoning_end_token_ids = std::move(natural_reasoning_end_token_ids)}};
   options.callbacks = load_callbacks(progress, reader);
   nb::gil_scoped_release release;
-  new (self) ModelRunner(std::move(options));
+  return {new ModelRunner(std::move(options)), [](ModelRunner* runner) {
+            const nb::gil_scoped_release unlocked;
+            delete runner;
+          }};
 }
 
 std::vector<NewRequest> to_requests(Requests tuples) {
@@ -248,15 +255,17 @@ void bind_runner(nb::module_& module) {
       "and what is wrong with it; RuntimeError when one cannot be read.");
   nb::class_<ModelRunner> runner(module, "ModelRunner", "A loaded model and its live requests.");
   runner
-      .def("__init__", &init_runner, "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
+      .def(nb::new_(&make_runner), "model_dir"_a, "config_json"_a, "dtype"_a, nb::kw_only(),
            "progress"_a = nb::none(), "read_pickle"_a = nb::none(),
-           "logprobs_mode"_a = "raw_logprobs",
+           "logprobs_mode"_a = "raw_logprobs", "seed"_a = nb::none(),
            "reasoning_start_token_ids"_a = std::vector<int32_t>(),
            "reasoning_end_token_ids"_a = std::vector<int32_t>(),
            "natural_reasoning_end_token_ids"_a = std::vector<int32_t>(),
            "Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) "
            "is called while reading. read_pickle(path) returns the tensors by name of a file that "
-           "torch.save wrote; without it such files are refused. The reasoning ids mark what a "
+           "torch.save wrote; without it such files are refused. Of seed the seeds of requests "
+           "without "
+           "one are made. The reasoning ids mark what a "
            "thinking_token_budget limits.")
       .def_prop_ro("num_layers",
                    [](const ModelRunner& self) { return self.kv_cache_spec().num_layers; })
@@ -266,28 +275,35 @@ void bind_runner(nb::module_& module) {
                    [](const ModelRunner& self) { return self.kv_cache_spec().head_dim; })
       .def_prop_ro("vocab_size", [](const ModelRunner& self) { return self.config().vocab_size; })
       .def_prop_ro("weight_bytes", &ModelRunner::weight_bytes)
-      .def_prop_ro("kv_cache_bytes", &ModelRunner::kv_cache_bytes)
-      .def_prop_ro("prefix_cache_bytes", &ModelRunner::prefix_cache_bytes)
+      .def_prop_ro("kv_cache_bytes", &ModelRunner::kv_cache_bytes,
+                   nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("prefix_cache_bytes", &ModelRunner::prefix_cache_bytes,
+                   nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("last_step_nodes", &ModelRunner::last_step_nodes,
+                   nb::call_guard<nb::gil_scoped_release>(),
                    "Graph nodes of the last step, if counted.")
-      .def("keep_logits", &ModelRunner::keep_logits, "enabled"_a)
+      .def("keep_logits", &ModelRunner::keep_logits, "enabled"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro(
           "last_logits", &last_logits,
           "Logits of the rows the last step drew from, float32 [n, vocab_size]; None unless kept.")
-      .def("count_nodes", &ModelRunner::count_nodes, "enabled"_a)
+      .def("count_nodes", &ModelRunner::count_nodes, "enabled"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("measure_activations", &ModelRunner::measure_activations, "num_tokens"_a,
            "num_requests"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Run a step of that size on a cache of its own; returns the bytes in use besides "
            "weights and cache. Before initialize_kv_cache.")
       .def("initialize_kv_cache", &ModelRunner::initialize_kv_cache, "num_tokens"_a, "block_size"_a,
-           "num_prefix_cache_blocks"_a = 0,
+           "num_prefix_cache_blocks"_a = 0, nb::call_guard<nb::gil_scoped_release>(),
            "Set how many tokens live requests may keep, in blocks of block_size, and of how many "
            "of those a prefix cache is made.")
       .def("initialize_paged_kv_cache", &ModelRunner::initialize_paged_kv_cache, "num_blocks"_a,
-           "block_size"_a, "Make a pool of blocks that the caller hands out; see `launch`.")
+           "block_size"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "Make a pool of blocks that the caller hands out; see `launch`.")
       .def("block_ids", &ModelRunner::block_ids, "request_id"_a,
            "Blocks of a live request in the paged KV cache, in the order of its tokens.")
       .def("check_invariants", &ModelRunner::check_invariants, "enabled"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
            "Have each step check what must hold of paged blocks.")
       .def("unload_weights", &ModelRunner::unload_weights, nb::call_guard<nb::gil_scoped_release>(),
            "Free the weights; every step fails until load_weights.")

@@ -317,9 +317,9 @@ def check_weight_files(model_dir: str, *, read_pickle: Callable[[str], dict] | N
 class ModelRunner:
     """A loaded model and its live requests."""
 
-    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None, read_pickle: Callable[[str], dict] | None = None, logprobs_mode: str = 'raw_logprobs', reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
+    def __init__(self, model_dir: str, config_json: str, dtype: str, *, progress: Callable[[int, int], None] | None = None, read_pickle: Callable[[str], dict] | None = None, logprobs_mode: str = 'raw_logprobs', seed: int | None = None, reasoning_start_token_ids: Sequence[int] = [], reasoning_end_token_ids: Sequence[int] = [], natural_reasoning_end_token_ids: Sequence[int] = []) -> None:
         """
-        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading. read_pickle(path) returns the tensors by name of a file that torch.save wrote; without it such files are refused. The reasoning ids mark what a thinking_token_budget limits.
+        Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) is called while reading. read_pickle(path) returns the tensors by name of a file that torch.save wrote; without it such files are refused. Of seed the seeds of requests without one are made. The reasoning ids mark what a thinking_token_budget limits.
         """
 
     @property

@@ -57,6 +57,7 @@ class MetalModelRunner:
             progress=LoadProgress(),
             read_pickle=read_pickle,
             logprobs_mode=model_config.logprobs_mode,
+            seed=model_config.seed % 2**64,
             **reasoning_arguments(vllm_config.reasoning_config),
         )
         logger.info(

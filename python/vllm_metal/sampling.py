@@ -91,7 +91,7 @@ def _prompt_scores(params: SamplingParams) -> dict[str, Any]:
     return {
         "prompt_logprob_token_ids": token_ids.ravel().tolist(),
         "prompt_logprob_ids_per_row": token_ids.shape[1],
-        "prompt_logprob_start": params.prompt_logprob_start or 0,
+        "prompt_logprob_start": min(params.prompt_logprob_start or 0, _MAX_INT32),
     }
 
 

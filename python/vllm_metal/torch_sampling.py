@@ -58,6 +58,7 @@ class TorchSampling:
             is_pin_memory=False,
         )
         self._requests: dict[str, SampledRequest] = {}
+        self._random = random.Random(model_config.seed)  # seeds of requests without one
         # The batch as the processors know it. None: free to them, whoever was there.
         self._rows: list[SampledRequest | None] = []
         self._metadata: SamplingMetadata | None = None
@@ -79,7 +80,7 @@ class TorchSampling:
             copy.copy(params),  # the answers of adapters are told apart by it
             list(prompt_token_ids),
             list(output_token_ids),
-            random.SystemRandom().getrandbits(64) if params.seed is None else params.seed,
+            self._random.getrandbits(64) if params.seed is None else params.seed,
         )
         # A tokenizer may know more tokens than the model, which draws none of those.
         known = {token_id for token_id in params.all_stop_token_ids if token_id < self._vocab_size}

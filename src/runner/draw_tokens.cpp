@@ -20,9 +20,10 @@ double milliseconds(DrawTask::Clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
 }
 
-// Throws what a kernel of the step threw. MLX notes it and goes on with the kernels after it.
-void check_kernels(mx::Stream stream) {
+// Throws what a kernel of the step threw: one of ours, or of MLX's, which notes those of all steps.
+void check_kernels(const DrawTask& task, mx::Stream stream) {
   try {
+    if (task.kernel_errors != nullptr) task.kernel_errors->rethrow();
     mx::scheduler::check_error(stream);
   } catch (const std::exception& error) {
     throw std::runtime_error(text("[runner] a kernel of the step failed: ", error.what()));
@@ -119,7 +120,7 @@ void DrawTask::run(mx::Stream stream, const float* logits, int64_t row_stride,
   const auto start = Clock::now();
   std::fill(tokens.begin(), tokens.end(), 0);
   try {
-    check_kernels(stream);
+    check_kernels(*this, stream);
     if (!rows.empty()) draw(*this, logits, row_stride);
     for (size_t i = 0; i < rows.size(); ++i)
       tokens[i] = std::max(output->token_ids[rows[i].scheduled_index], 0);

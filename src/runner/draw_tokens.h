@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/mlx.h"
+#include "kernels/cpu/kernel_errors.h"
 #include "runner/step.h"
 
 namespace vllm_metal {
@@ -35,6 +36,7 @@ struct DrawTask {
   Clock::time_point launched = Clock::now();
   // When the step before was drawn, of all steps of a runner; the drawing thread's alone.
   std::shared_ptr<Clock::time_point> last_drawn = std::make_shared<Clock::time_point>();
+  std::shared_ptr<const cpu::KernelErrors> kernel_errors;  // of the step's CPU kernels
   std::promise<std::shared_ptr<StepOutput>> done;
 
   // Draws, keeps the promise, and writes the tokens, 0 where there is none, into `tokens`. On the

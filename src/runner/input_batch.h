@@ -47,7 +47,7 @@ struct Batch {
 class InputBatch {
  public:
   explicit InputBatch(const SamplerConfig& config)
-      : config_(config), random_(std::random_device{}()) {}
+      : config_(config), random_(config.seed ? *config.seed : std::random_device{}()) {}
 
   // Forgets, adds and updates requests. Returns whose cache is free. Throws std::invalid_argument
   // for an unknown request, an empty one or parameters that do not fit the model, and has changed

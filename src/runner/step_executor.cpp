@@ -128,9 +128,14 @@ void StepExecutor::launch(std::vector<RequestKey> released, std::shared_ptr<cons
     launched_.reset();
     if (launch_error_) return;  // of a launch without a step, which nobody has asked about
     try {
+      const auto kernel_errors = step ? std::make_shared<cpu::KernelErrors>() : nullptr;
+      const cpu::NoteKernelErrors noted(kernel_errors);
       if (prefix.clear) clear_prefix_cache();
       save_and_release(prefix.saves_of_ended, released);
-      if (step != nullptr) launched_ = forward(*step, prefix.loads);
+      if (step != nullptr) {
+        launched_ = forward(*step, prefix.loads);
+        launched_->kernel_errors = kernel_errors;
+      }
       save_prefixes(prefix.saves_of_scheduled);
     } catch (...) {
       launch_error_ = std::current_exception();
@@ -143,7 +148,9 @@ mx::array StepExecutor::logits() {
     if (!launched().has_samples)
       throw std::invalid_argument("[runner] the launched step draws no tokens.");
     mx::array logits = mx::contiguous(launched_->logits);
+    const cpu::NoteKernelErrors noted(launched_->kernel_errors);
     logits.eval();
+    launched_->kernel_errors->rethrow();
     return logits;
   });
 }
@@ -153,6 +160,8 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
     try {
       const Launched step = std::move(launched());
       launched_.reset();
+      const cpu::NoteKernelErrors noted(step.kernel_errors);
+      task->kernel_errors = step.kernel_errors;
       last_tokens_ = draw_tokens(step.logits, step.nodes, task);
       mx::async_eval({*last_tokens_});
     } catch (...) {
@@ -261,7 +270,7 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   const bool has_samples = !step.sample_rows.empty();
   // A step of unfinished prefill chunks still fills the cache.
   Launched launched{has_samples ? logits_of_rows(hidden, step.sample_rows) : hidden,
-                    score_prompts(hidden, step), has_samples};
+                    score_prompts(hidden, step), has_samples, nullptr};
   std::vector<mx::array> outputs = launched.nodes;
   outputs.push_back(launched.logits);
   if (count_nodes_) last_step_nodes_ = graph_size(outputs);

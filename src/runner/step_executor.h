@@ -70,6 +70,7 @@ class StepExecutor {
     mx::array logits;              // [num_samples, vocab_size]; without samples the hidden states
     std::vector<mx::array> nodes;  // others that the step waits for
     bool has_samples;
+    std::shared_ptr<cpu::KernelErrors> kernel_errors;
   };
 
   void release(const std::vector<RequestKey>& keys);

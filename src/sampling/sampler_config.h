@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,8 @@ LogprobsMode parse_logprobs_mode(const std::string& name);
 struct SamplerConfig {
   int vocab_size = 0;
   LogprobsMode logprobs_mode = LogprobsMode::kRawLogprobs;
+  // Of the seeds that requests without one get, in the order in which they come; unset: none.
+  std::optional<uint64_t> seed = std::nullopt;
   // Marks around what a reasoning model thinks; empty where thinking budgets are not supported.
   std::vector<int32_t> reasoning_start_token_ids = {};
   std::vector<int32_t> reasoning_end_token_ids = {};          // forced when a budget is used up

@@ -24,7 +24,8 @@ struct SamplingParams {
   std::optional<std::vector<int32_t>> allowed_token_ids = std::nullopt;
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};  // sequences never completed
   int min_tokens = 0;  // before this many, no stop token is drawn
-  // The end of sequence and what the user added.
+  // The end of sequence and what the user added; those that are no tokens of the model's count for
+  // nothing.
   std::vector<int32_t> all_stop_token_ids = {};
   bool has_grammar = false;                                 // its bitmask comes with every draw
   std::optional<int> thinking_token_budget = std::nullopt;  // tokens between the reasoning marks

@@ -43,7 +43,6 @@ const SamplingParams& checked(const std::shared_ptr<const SamplingParams>& param
   // Of a tokenizer that knows more tokens than the model: those are never drawn.
   for (const auto& word : params->bad_words_token_ids)
     check_not_negative(word, "bad_words_token_ids");
-  check_not_negative(params->all_stop_token_ids, "all_stop_token_ids");
   check_ids(params->logprob_token_ids, "logprob_token_ids", vocab_size);
   return *params;
 }
@@ -106,7 +105,7 @@ void SamplingState::edit(std::span<float> logits, bool mask_stop_tokens) const {
   if (bad_words_) bad_words_->apply(logits);
   if (mask_stop_tokens) {
     for (int32_t id : params_->all_stop_token_ids)
-      if (id < vocab_size_) logit_of(id) = -std::numeric_limits<float>::infinity();
+      if (id >= 0 && id < vocab_size_) logit_of(id) = -std::numeric_limits<float>::infinity();
   }
   for (const auto& [id, bias] : params_->logit_bias) logit_of(id) += bias;
   if (penalties_) penalties_->apply(logits);

@@ -12,6 +12,7 @@
 #include "common/mlx.h"
 #include "common/mlx_buffer.h"
 #include "common/text.h"
+#include "kernels/cpu/kernel_errors.h"
 #include "kernels/cpu/simd/element_type.h"
 #include "kernels/cpu/strided.h"
 
@@ -30,16 +31,17 @@ class CpuPrimitive : public mx::Primitive {
 
  protected:
   // Runs `task` on the stream's thread, after the tasks of all inputs. MLX holds the buffers of
-  // inputs and outputs until then; temporaries are for `hold`. What `task` throws MLX keeps for
-  // the stream's next check_error, and runs what comes after it all the same.
+  // inputs and outputs until then; temporaries are for `hold`. What `task` throws is noted for its
+  // step, or kept by MLX for the stream's next check_error; what comes after it runs all the same.
   template <typename Task>
   void dispatch(Task&& task) {
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [op = name(), task = std::forward<Task>(task)]() mutable {
+        [op = name(), errors = current_kernel_errors(), task = std::forward<Task>(task)]() mutable {
           try {
-            task();
-          } catch (const std::bad_alloc&) {
-            throw std::runtime_error(text("[", op, "] cannot allocate its working memory."));
+            run(op, task);
+          } catch (...) {
+            if (errors == nullptr) throw;
+            errors->note(std::current_exception());
           }
         });
   }
@@ -62,6 +64,15 @@ class CpuPrimitive : public mx::Primitive {
   mx::array row_contiguous(const mx::array& x) { return x.flags().row_contiguous ? x : copied(x); }
 
  private:
+  template <typename Task>
+  static void run(const char* op, Task& task) {
+    try {
+      task();
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error(text("[", op, "] cannot allocate its working memory."));
+    }
+  }
+
   mx::array copied(const mx::array& x) {
     mx::array copy = uninitialized(x.shape(), x.dtype());
     dispatch(StridedCopy(x, copy));

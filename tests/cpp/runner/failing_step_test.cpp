@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
+#include <string>
+#include <thread>
 
 #include "runner/model_runner.h"
 #include "support/error_of.h"
@@ -83,6 +86,36 @@ TEST_P(FailingStepTest, AKernelThatThrowsFailsItsStep) {
     runner_->step({.finished = {"failing"}});
     EXPECT_EQ(runner_->step(prompt("after", kLength, kLength)).token_ids.at(0), expected);
     runner_->step({.finished = {"after"}});
+  }
+}
+
+// The next step is on its way when the kernel throws: each gets its own.
+TEST_P(FailingStepTest, AKernelThatThrowsFailsNoOtherStep) {
+  const int32_t expected = runner_->step(prompt("before", 20, 20)).token_ids.at(0);
+  runner_->step({.finished = {"before"}});
+  for (int turn = 0; turn < 10; ++turn) {
+    no_working_memory = true;
+    runner_->launch(prompt("failing", 400, 400));
+    const PendingOutput failing = runner_->draw();
+    std::this_thread::sleep_for(std::chrono::milliseconds(turn));  // for a kernel to throw
+    no_working_memory = false;
+    const std::string id = "next" + std::to_string(turn);
+    StepInput next = prompt(id, 20, 20);
+    if (GetParam()) next.blocks = {{id, {60, 61}, true}};
+    bool is_told = false;  // which the launch does if the step before is done
+    try {
+      runner_->launch(next);
+    } catch (const std::runtime_error&) {
+      is_told = true;
+      runner_->launch(next);
+    }
+    const PendingOutput output = runner_->draw();
+    const std::string error = test::error_of([&] { failing.get(); });
+    EXPECT_THAT(error, testing::AnyOf("no error", HasSubstr("cannot allocate its working memory")));
+    EXPECT_EQ(output.get()->token_ids.at(0), expected) << turn;
+    const StepInput ended{.finished = {"failing", id}};
+    if (error != "no error" && !is_told) EXPECT_THROW(runner_->step(ended), std::runtime_error);
+    runner_->step(ended);
   }
 }
 

@@ -319,5 +319,30 @@ TEST_F(ModelRunnerTest, ContradictionsAreNamed) {
   EXPECT_EQ(generate("after", prompt(1, 5), 2).size(), 2u);  // and the runner goes on
 }
 
+// Of the seed of all come those of requests that have none: two runs are alike.
+TEST_F(ModelRunnerTest, SeedsOfRequestsComeFromTheRunners) {
+  const auto drawn = [&](std::optional<uint64_t> seed) {
+    ModelRunner runner(ModelRunnerOptions{
+        dir_->path(), read_model_config(dir_->path()), mx::float32, {}, {.seed = seed}});
+    runner.initialize_kv_cache(256, 16);
+    StepInput input;
+    for (const char* id : {"a", "b", "c", "d"}) {
+      input.new_requests.push_back({id, std::vector<int32_t>(5, 7), {.temperature = 1.0f}});
+      input.scheduled.push_back({id, 0, 5});
+    }
+    std::vector<int32_t> tokens = runner.step(input).token_ids;
+    for (int i = 0; i < 3; ++i) {
+      for (auto& scheduled : input.scheduled) scheduled = {scheduled.id, 5 + i, 1};
+      const std::vector<int32_t> more = runner.step({.scheduled = input.scheduled}).token_ids;
+      tokens.insert(tokens.end(), more.begin(), more.end());
+    }
+    return tokens;
+  };
+  const std::vector<int32_t> first = drawn(7);
+  EXPECT_EQ(drawn(7), first);
+  EXPECT_NE(drawn(8), first);
+  EXPECT_NE(drawn(std::nullopt), drawn(std::nullopt));
+}
+
 }  // namespace
 }  // namespace vllm_metal
