@@ -120,6 +120,7 @@ def config(*processors, **changes):
         runner_type="generate",
         logprobs_mode=changes.pop("logprobs_mode", "raw_logprobs"),
         use_fp64_gumbel=False,
+        seed=changes.pop("seed", 0),
         get_vocab_size=lambda: VOCAB,
     )
     defaults = {
@@ -467,6 +468,18 @@ def test_draws_without_a_seed_differ():
     assert len(set(drawn)) == len(drawn)
     assert len({tuple(column) for column in zip(*drawn, strict=True)}) == 4
     assert all(first != second for first, second in pairwise(drawn))
+
+
+def test_seeds_of_requests_come_from_the_engines(logits):
+    def drawn(seed):
+        sampling = make(seed=seed)
+        for name in "ab":
+            sampling.add(name, favouring(-1, temperature=1.0), [5])
+        flat = torch.zeros_like(logits[:2])
+        return [sampling.sample(["a", "b"], flat)[0] for _ in range(8)]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
 
 
 @pytest.mark.parametrize(
