@@ -27,8 +27,7 @@ class Server(ServerProcess):
         self._folder = tempfile.TemporaryDirectory()
         log = Path(self._folder.name) / "server.log"
         super().__init__(log, variables=QUIET | variables)
-        address = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", MODEL]
-        self.command = [*command, *address]
+        self.command = [*command, *self.address(MODEL)]
 
     def environment(self) -> dict[str, str]:
         environment = super().environment()

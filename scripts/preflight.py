@@ -75,11 +75,16 @@ def inspect_interpreter(path: str) -> Interpreter | None:
     return Interpreter(executable, tuple(version), include, machine, free_threaded)
 
 
+def is_for_intel_mac(interpreter: Interpreter) -> bool:
+    """Whether MLX has no wheels for it."""
+    return is_mac() and interpreter.machine != "arm64"
+
+
 def fits(interpreter: Interpreter) -> bool:
     return (
         interpreter.version in PYTHON_VERSIONS
         and not interpreter.free_threaded
-        and (not is_mac() or interpreter.machine == "arm64")  # MLX has no wheels for Intel
+        and not is_for_intel_mac(interpreter)
     )
 
 
@@ -93,9 +98,9 @@ def choose_interpreter(requested: str | None) -> tuple[Interpreter | None, list[
         if interpreter is None or not fits(interpreter):
             found = "does not run"
             if interpreter:
-                version = ".".join(map(str, interpreter.version))
-                is_intel = is_mac() and interpreter.machine != "arm64"
-                found = f"is {version} for {interpreter.machine}" if is_intel else f"is {version}"
+                found = f"is {'.'.join(map(str, interpreter.version))}"
+                if is_for_intel_mac(interpreter):
+                    found += f" for {interpreter.machine}"
             what = f"PYTHON={requested} {found}; Python 3.11, 3.12 or 3.13 is needed."
             return None, [Problem(what, "make serve PYTHON=python3.12")]
         candidates = [interpreter]

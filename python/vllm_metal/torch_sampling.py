@@ -83,8 +83,9 @@ class TorchSampling:
             self._random.getrandbits(64) if params.seed is None else params.seed,
         )
         # A tokenizer may know more tokens than the model, which draws none of those.
-        known = {token_id for token_id in params.all_stop_token_ids if token_id < self._vocab_size}
-        request.params._all_stop_token_ids = known
+        request.params._all_stop_token_ids = {
+            token_id for token_id in params.all_stop_token_ids if 0 <= token_id < self._vocab_size
+        }
         handled = self._processors.apply_to(request.params, request_id)
         if handled:
             self._requests[request_id] = request

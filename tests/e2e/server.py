@@ -27,11 +27,8 @@ class Server(ServerProcess):
     ) -> None:
         super().__init__(log, variables=VARIABLES | (variables or {}))
         self.name = name
-        self.command = [
-            str(Path(sys.executable).with_name("vllm")),
-            *("serve", str(model), "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--served-model-name", name, *arguments),
-        ]
+        vllm = Path(sys.executable).with_name("vllm")
+        self.command = [str(vllm), "serve", str(model), *self.address(name), *arguments]
 
     def client(self) -> Any:
         from openai import OpenAI

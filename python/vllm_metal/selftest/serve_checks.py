@@ -74,10 +74,8 @@ class Server(ServerProcess):
     def __init__(self, model: Path, log: Path, mode: str) -> None:
         variables = {"VLLM_METAL_USE_PAGED_ATTENTION": _MODES[mode], "HF_HUB_OFFLINE": "1"}
         super().__init__(log, variables=variables)
-        self.command = [
-            *(*program(), "serve", str(model), "--served-model-name", _NAME),
-            *("--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "1024"),
-        ]
+        options = [*self.address(_NAME), "--max-model-len", "1024"]
+        self.command = [*program(), "serve", str(model), *options]
 
     def answer(self) -> str:
         """Return the greedy answer to the question."""

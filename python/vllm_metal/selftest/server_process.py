@@ -26,12 +26,11 @@ class ServerProcess:
     start_seconds = 400.0  # imports alone take a minute on a busy machine
     stop_seconds = 60.0
 
-    def __init__(
-        self, log: Path, command: list[str] | None = None, variables: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, log: Path, variables: dict[str, str]) -> None:
+        """Take the log and variables of the environment; set `command`, which needs the port."""
         self.log = log
-        self.command = command or []
-        self.variables = variables or {}
+        self.command: list[str] = []
+        self.variables = variables
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_ready = 0.0
@@ -43,6 +42,11 @@ class ServerProcess:
     @property
     def pid(self) -> int:
         return self._started().pid
+
+    def address(self, name: str) -> list[str]:
+        """Return options of `vllm serve`: where, and under which name."""
+        where = ["--host", "127.0.0.1", "--port", str(self.port)]
+        return [*where, "--served-model-name", name]
 
     def environment(self) -> dict[str, str]:
         return os.environ | self.variables
