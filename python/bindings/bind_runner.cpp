@@ -264,9 +264,7 @@ void bind_runner(nb::module_& module) {
            "Load a model. dtype: float32, float16 or bfloat16. progress(done_bytes, total_bytes) "
            "is called while reading. read_pickle(path) returns the tensors by name of a file that "
            "torch.save wrote; without it such files are refused. Of seed the seeds of requests "
-           "without "
-           "one are made. The reasoning ids mark what a "
-           "thinking_token_budget limits.")
+           "without one are made. The reasoning ids mark what a thinking_token_budget limits.")
       .def_prop_ro("num_layers",
                    [](const ModelRunner& self) { return self.kv_cache_spec().num_layers; })
       .def_prop_ro("num_kv_heads",

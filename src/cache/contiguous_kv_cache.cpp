@@ -47,6 +47,12 @@ int64_t ContiguousKVCache::reserved_tokens() const {
                          });
 }
 
+int64_t ContiguousKVCache::held_rows() const {
+  return std::accumulate(
+      ranges_.begin(), ranges_.end(), int64_t{0},
+      [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+}
+
 int64_t ContiguousKVCache::num_tokens(RequestKey key) const {
   const auto found = ranges_.find(key);
   return found == ranges_.end() ? 0 : found->second.num_tokens;
@@ -89,11 +95,9 @@ void ContiguousKVCache::make_room(Range& range, int64_t num_tokens) {
 
 int64_t ContiguousKVCache::rows_to_grow_to(int64_t more) const {
   if (num_rows_ == max_rows_) return max_rows_;  // pack: every request fits in its whole blocks
-  const int64_t wanted =
-      std::accumulate(ranges_.begin(), ranges_.end(), more,
-                      [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
   // Packed, a range may take more than it has now: whole blocks.
-  return std::min(max_rows_, std::max({wanted, reserved_tokens(), num_rows_ + num_rows_ / 2}));
+  return std::min(max_rows_,
+                  std::max({held_rows() + more, reserved_tokens(), num_rows_ + num_rows_ / 2}));
 }
 
 BatchLayout ContiguousKVCache::prepare(const CacheStep& step) {
@@ -118,9 +122,7 @@ void ContiguousKVCache::release(RequestKey key) {
     rebuild(0);
     return;
   }
-  const int64_t used =
-      std::accumulate(ranges_.begin(), ranges_.end(), int64_t{0},
-                      [](int64_t sum, const auto& entry) { return sum + entry.second.capacity; });
+  const int64_t used = held_rows();
   if (used * 4 > num_rows_ || num_rows_ <= 4 * kChunk) return;
   const int64_t fewer = std::max({used, reserved_tokens(), num_rows_ / 2});
   if (fewer < num_rows_) shrink(fewer);

@@ -74,6 +74,7 @@ class ContiguousKVCache final : public KVCache {
   std::vector<mx::array> resized_slabs(const std::vector<mx::array>& slabs,
                                        const std::vector<int32_t>& source_rows) const;
   int64_t reserved_tokens() const;
+  int64_t held_rows() const;  // of all ranges
   int64_t whole_blocks(int64_t tokens) const;
 
   KVCacheSpec spec_;

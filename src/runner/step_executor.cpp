@@ -128,14 +128,10 @@ void StepExecutor::launch(std::vector<RequestKey> released, std::shared_ptr<cons
     launched_.reset();
     if (launch_error_) return;  // of a launch without a step, which nobody has asked about
     try {
-      const auto kernel_errors = step ? std::make_shared<cpu::KernelErrors>() : nullptr;
-      const cpu::NoteKernelErrors noted(kernel_errors);
+      const cpu::NoteKernelErrors noted(step ? std::make_shared<cpu::KernelErrors>() : nullptr);
       if (prefix.clear) clear_prefix_cache();
       save_and_release(prefix.saves_of_ended, released);
-      if (step != nullptr) {
-        launched_ = forward(*step, prefix.loads);
-        launched_->kernel_errors = kernel_errors;
-      }
+      if (step != nullptr) launched_ = forward(*step, prefix.loads);
       save_prefixes(prefix.saves_of_scheduled);
     } catch (...) {
       launch_error_ = std::current_exception();
@@ -263,14 +259,16 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   if (model_ == nullptr) throw std::runtime_error("[runner] the weights are unloaded.");
   leave_memory_to_mlx(step);
   const BatchLayout layout = cache_->prepare(step.cache);
-  if (!loads.empty()) prefix_cache_->load(*contiguous_cache_, loads);
-  loads_under_way_ = loads_under_way_ || !loads.empty();
+  if (!loads.empty()) {
+    prefix_cache_->load(*contiguous_cache_, loads);
+    loads_under_way_ = true;
+  }
   ForwardContext context{layout, step.positions, step.request_lens, *cache_};
   const mx::array hidden = model_->forward(input_ids(step), context);
   const bool has_samples = !step.sample_rows.empty();
   // A step of unfinished prefill chunks still fills the cache.
   Launched launched{has_samples ? logits_of_rows(hidden, step.sample_rows) : hidden,
-                    score_prompts(hidden, step), has_samples, nullptr};
+                    score_prompts(hidden, step), has_samples, cpu::current_kernel_errors()};
   std::vector<mx::array> outputs = launched.nodes;
   outputs.push_back(launched.logits);
   if (count_nodes_) last_step_nodes_ = graph_size(outputs);

@@ -46,9 +46,10 @@ void StridedCopy::operator()() const {
   const auto item_size = static_cast<int64_t>(source_.itemsize());
   const int last = static_cast<int>(shape.size()) - 1;
   mx::Shape index(shape.size(), 0);
+  const char* const first = source_.data<char>();
   char* target = target_;
   for (;;) {
-    const char* source = source_.data<char>();
+    const char* source = first;
     for (int axis = 0; axis < last; ++axis) source += index[axis] * strides[axis] * item_size;
     for (int i = 0; i < shape[last]; ++i, target += item_size) {
       std::memcpy(target, source + i * strides[last] * item_size, item_size);

@@ -55,7 +55,6 @@ inline void find_rows(const AttentionTile& tile, int64_t begin, int count, int64
 // one head, nor from block to block.
 class Prefetcher {
  public:
-  Prefetcher() = default;
   // Rows of `row_bytes` at offsets in elements.
   template <typename Element>
   Prefetcher(const Element* cache, const int64_t* offsets, int num_rows, int64_t row_bytes)
@@ -87,11 +86,11 @@ class Prefetcher {
     line_ += kLine;
   }
 
-  const char* cache_ = nullptr;
-  const int64_t* offsets_ = nullptr;  // of the rows that are left
-  int rows_left_ = 0;
-  int64_t row_bytes_ = 0;
-  int64_t element_bytes_ = 0;
+  const char* cache_;
+  const int64_t* offsets_;  // of the rows that are left
+  int rows_left_;
+  int64_t row_bytes_;
+  int64_t element_bytes_;
   const char* line_ = nullptr;
   const char* row_end_ = nullptr;
 };
