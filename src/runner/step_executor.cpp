@@ -31,6 +31,13 @@ void wait_for_streams() {
   mx::synchronize(mx::default_stream(mx::Device::cpu));
 }
 
+// Tokens are drawn on the CPU, and the GPU may be told to compute with them before they are there.
+// On CUDA it would spin until another kernel, which MLX (0.32.4) launches for the CPU's stream, has
+// run: that was seen to take for ever. There the host waits, as MLX's own fences do.
+void wait_for_tokens_on_cuda(mx::array& tokens) {
+  if (mx::default_device() == mx::Device::gpu && mx::cu::is_available()) tokens.wait();
+}
+
 }  // namespace
 
 StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
@@ -272,6 +279,7 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   std::vector<mx::array> outputs = launched.nodes;
   outputs.push_back(launched.logits);
   if (count_nodes_) last_step_nodes_ = graph_size(outputs);
+  if (!step.pending.empty()) wait_for_tokens_on_cuda(*last_tokens_);
   mx::async_eval(outputs);
   if (keep_logits_ && has_samples) last_logits_ = launched.logits;
   return launched;

@@ -76,7 +76,7 @@ MODELS = (
 def write_model(model: TinyModel, directory: Path) -> Path:
     """Write config and weights, the same every time, into a folder of `directory`; return it."""
     folder = directory / model.name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config = model.config
     write_tensors(folder / "model.safetensors", weights(config), config["dtype"], model.q_bits)
     if model.q_bits is not None:

@@ -121,9 +121,9 @@ void expect_no_pool_sized_work(int64_t pool_bytes, const Write& write) {
   EXPECT_LT(mx::get_peak_memory(), active + (size_t{1} << 20));
   if (!resident) return;
   // A page for each row of keys and of values, several times that for the thread sanitizer's notes,
-  // and what the allocator keeps.
+  // and what the allocator keeps (that of CUDA 20 MB, for a pool of any size).
   const int64_t rows = 2 * kSteps * kTokens;
-  EXPECT_LT(*resident_bytes() - *resident, 8 * rows * page_bytes() + (4 << 20));
+  EXPECT_LT(*resident_bytes() - *resident, 8 * rows * page_bytes() + (16 << 20));
 }
 
 class PoolMemory : public KernelTest, public ::testing::WithParamInterface<int64_t> {};
