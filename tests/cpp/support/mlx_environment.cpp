@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Part of every test program that uses MLX. Tests run on the CPU where they do not say otherwise,
-// whatever other devices MLX knows. On CUDA float32 is computed as such, not as TF32. At a program's end nothing is under way: MLX destroys its
-// allocator then, and does not wait for its own threads, which would go on to use it.
+// whatever other devices MLX knows. On CUDA float32 is computed as such, not as TF32. At a
+// program's end nothing is under way: MLX destroys its allocator then, and does not wait for its
+// own threads, which would go on to use it.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
