@@ -159,26 +159,50 @@ def _patch_scheduler() -> None:
 def _patch_memory_pressure() -> None:
     """Serves 0.32 and 0.33. Goes when vLLM asks the platform how much it may do.
 
-    The scheduler preempts requests and holds back those that wait. The API server refuses new ones
-    as it does when its queue is full.
+    The scheduler preempts requests and holds back those that wait. An engine's process that has
+    nothing to do, and so does not schedule, is woken up and frees its KV cache too. The API server
+    refuses new requests as it does when its queue is full.
     """
     from vllm.exceptions import QueueOverflowError
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import EngineCoreRequestType
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCoreProc
 
     from vllm_metal.memory_pressure import Relief, SchedulerRelief, process_watch
 
     if hasattr(AsyncLLM, _PATCHED):
         return
     schedule, check_admission = Scheduler.schedule, AsyncLLM.check_admission
+    run, handle = EngineCoreProc.run_busy_loop, EngineCoreProc._handle_client_request
+
+    def relieve(scheduler: Scheduler) -> SchedulerRelief:
+        relief = scheduler.__dict__.get(_RELIEF)
+        if relief is None:
+            relief = scheduler.__dict__[_RELIEF] = SchedulerRelief(process_watch())
+        relief.apply(scheduler)
+        return relief
 
     @functools.wraps(schedule)
     def relieve_and_schedule(self: Scheduler, *args: Any, **kwargs: Any) -> "SchedulerOutput":
-        relief = self.__dict__.get(_RELIEF)
-        if relief is None:
-            relief = self.__dict__[_RELIEF] = SchedulerRelief(process_watch())
-        relief.apply(self)
+        relieve(self)
         return schedule(self, *args, **kwargs)
+
+    @functools.wraps(run)
+    def run_and_wake_up(self: EngineCoreProc) -> Any:
+        wake_up = (EngineCoreRequestType.WAKEUP, None)
+        process_watch().tell(lambda: self.input_queue.put_nowait(wake_up))
+        return run(self)
+
+    @functools.wraps(handle)
+    def relieve_and_handle(
+        self: EngineCoreProc, request_type: EngineCoreRequestType, request: Any
+    ) -> None:
+        handle(self, request_type, request)
+        if request_type != EngineCoreRequestType.WAKEUP:
+            return
+        if relieve(self.scheduler).forgets_prefixes() and not self.has_work():
+            self.model_executor.collective_rpc("discard", args=(("kv_cache",),))
 
     @functools.wraps(check_admission)
     def check_memory_and_admission(self: AsyncLLM, *args: Any, **kwargs: Any) -> None:
@@ -187,6 +211,8 @@ def _patch_memory_pressure() -> None:
         check_admission(self, *args, **kwargs)
 
     Scheduler.schedule = relieve_and_schedule
+    EngineCoreProc.run_busy_loop = run_and_wake_up
+    EngineCoreProc._handle_client_request = relieve_and_handle
     AsyncLLM.check_admission = check_memory_and_admission
     setattr(AsyncLLM, _PATCHED, True)
 

@@ -50,7 +50,12 @@ class MemoryWatch:
         self._probe = probe
         self._clock = clock
         self._entered = 0.0
+        self._listeners: list[Callable[[], None]] = []
         self.stage = Relief.NONE
+
+    def tell(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change of the stage, on the thread that looks."""
+        self._listeners.append(listener)
 
     def look(self) -> None:
         """Look once."""
@@ -77,10 +82,12 @@ class MemoryWatch:
         return self
 
     def _enter(self, stage: Relief, now: float) -> None:
-        if stage != self.stage:
-            logger.warning(_MESSAGES[stage])
-            self._entered = now
-        self.stage = stage
+        if stage == self.stage:
+            return
+        logger.warning(_MESSAGES[stage])
+        self._entered, self.stage = now, stage
+        for listener in self._listeners:
+            listener()
 
 
 _MESSAGES = {
@@ -98,13 +105,17 @@ def process_watch() -> MemoryWatch:
 
 
 class SchedulerRelief:
-    """Does to a scheduler what its watch says, once a stage, before a step is scheduled."""
+    """Does to a scheduler what its watch says, once a stage, between two steps."""
 
     def __init__(self, watch: MemoryWatch) -> None:
         self._watch = watch
         self._done = Relief.NONE
         self._max_num_active: int | None = None  # of the scheduler, while it may have fewer
         self._num_running = 0  # those that may run then
+
+    def forgets_prefixes(self) -> bool:
+        """Return whether the stage that was reached leaves no prefix in memory."""
+        return self._done >= Relief.DROP_PREFIX_CACHE
 
     def apply(self, scheduler: "Scheduler") -> None:
         """Do what is new. Requests that wait resume where they were, with the same tokens."""

@@ -11,6 +11,7 @@
 
 #include "common/mlx.h"
 #include "common/mlx_buffer.h"
+#include "platform/cgroup.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -64,22 +65,6 @@ std::optional<uint64_t> meminfo(const std::string& key) {
   return std::nullopt;
 }
 
-std::optional<uint64_t> cgroup_value(const char* file_name) {
-  std::ifstream file(std::string("/sys/fs/cgroup/") + file_name);
-  uint64_t value = 0;
-  if (file >> value) return value;
-  return std::nullopt;  // no cgroup v2, or "max"
-}
-
-// Files in the container's page cache that the system drops before it runs out.
-uint64_t cgroup_inactive_files() {
-  std::ifstream file("/sys/fs/cgroup/memory.stat");
-  uint64_t value = 0;
-  for (std::string name; file >> name >> value;)
-    if (name == "inactive_file") return value;
-  return 0;
-}
-
 }  // namespace
 
 SystemMemory system_memory() {
@@ -87,11 +72,9 @@ SystemMemory system_memory() {
   if (!total || !available)
     throw std::runtime_error("[memory] /proc/meminfo lacks MemTotal or MemAvailable.");
   SystemMemory memory{*total, *available};
-  if (auto limit = cgroup_value("memory.max"); limit && *limit < memory.total) {
-    const uint64_t charged = cgroup_value("memory.current").value_or(0);
-    const uint64_t used = charged - std::min(charged, cgroup_inactive_files());
-    memory.total = *limit;
-    memory.available = std::min(memory.available, *limit - std::min(*limit, used));
+  if (const auto group = cgroup_memory()) {
+    memory.total = std::min(memory.total, group->total);
+    memory.available = std::min(memory.available, group->available);
   }
   return memory;
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done when the system runs short of memory, with a probe that says so."""
 
+import queue
 import random
 import time
 from http import HTTPStatus
@@ -9,7 +10,9 @@ import pytest
 from vllm import SamplingParams
 from vllm.exceptions import QueueOverflowError
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import EngineCoreProc
 from vllm_metal.memory_pressure import MemoryWatch, Relief, process_watch
 
 from tests.plugin import fake_core as model
@@ -179,3 +182,26 @@ def test_the_prefix_cache_is_emptied_and_stays_empty(prefix_engine, press):
     assert model.ModelRunner.instances[-1].prefix_cache.blocks == {}
     press("normal", Relief.NONE)
     assert [num_cached_tokens() for _ in range(2)] == [0, 32]
+
+
+def test_an_engine_without_requests_wakes_up_and_frees_its_cache(prefix_engine, press, monkeypatch):
+    process = EngineCoreProc.__new__(EngineCoreProc)
+    process.__dict__ |= prefix_engine.llm_engine.engine_core.engine_core.__dict__
+    process.input_queue = queue.Queue()
+    process.engines_running = False
+    monkeypatch.setattr(process, "_handle_shutdown", lambda: False)
+    with pytest.raises(SystemExit):
+        process.run_busy_loop()
+    runner = model.ModelRunner.instances[-1]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    prefix_engine.generate([{"prompt_token_ids": [5, 6, 7] * 12}], params, use_tqdm=False)
+    assert runner.prefix_cache.blocks
+    while process.has_work():  # those that ended are told of in one more step
+        process.step_fn()
+    for stage, calls in ((Relief.PREEMPT, []), (Relief.DROP_PREFIX_CACHE, ["kv_cache"])):
+        runner.memory_calls.clear()
+        press("critical", stage)
+        process._handle_client_request(*process.input_queue.get(timeout=20))
+        assert runner.memory_calls == calls
+    press("normal", Relief.NONE)
+    assert process.input_queue.get(timeout=20) == (EngineCoreRequestType.WAKEUP, None)
