@@ -150,9 +150,18 @@ class MetalPlatform(Platform):
 
     @classmethod
     def apply_config_platform_defaults(cls, vllm_config: "VllmConfig") -> None:
-        """Turn compilation off before vLLM decides on it: there is no torch model."""
+        """Turn compilation off before vLLM decides on it: there is no torch model.
+
+        ValueError if it was asked for.
+        """
         from vllm.config import CompilationMode
 
+        mode = vllm_config.compilation_config.mode
+        if mode not in (None, CompilationMode.NONE):
+            raise ValueError(
+                f"vLLM Metal does not compile models with torch (mode={int(mode)}): the core "
+                "computes them. Remove mode from --compilation-config."
+            )
         vllm_config.compilation_config.mode = CompilationMode.NONE
 
     @classmethod

@@ -41,6 +41,7 @@ class Setting:
         return value in self.allowed if self.allowed else not value
 
 
+_TRACE = "a trace has steps with their requests and tokens; remove it from --profiler-config"
 _ONE_DEVICE = "one process computes on one device; leave {} at 1"
 
 SETTINGS = (
@@ -232,6 +233,33 @@ SETTINGS = (
         "the device decides; remove --attention-backend",
     ),
     Setting("attention_config.backend_per_kind", "attention backends by kind", "remove them"),
+    Setting(
+        "kernel_config.moe_backend",
+        "a choice of kernels for experts",
+        "the core has its own; remove --moe-backend",
+        allowed=("auto",),
+    ),
+    Setting(
+        "kernel_config.linear_backend",
+        "a choice of kernels for linear layers",
+        "the core has its own; remove --linear-backend",
+        allowed=("auto",),
+    ),
+    Setting(
+        "kernel_config.linear_backend_per_quant",
+        "a choice of kernels by quantisation",
+        "the core has its own; remove it from --kernel-config",
+    ),
+    Setting(
+        "observability_config.enable_layerwise_nvtx_tracing",
+        "NVTX ranges of layers",
+        "remove --enable-layerwise-nvtx-tracing",
+    ),
+    Setting(
+        "observability_config.cudagraph_metrics",
+        "metrics of CUDA graphs",
+        "there are none; remove --cudagraph-metrics",
+    ),
     Setting("attention_config.use_non_causal", "non-causal attention", "remove the option"),
     Setting(
         "profiler_config.profiler",
@@ -239,6 +267,14 @@ SETTINGS = (
         "--profiler-config.profiler torch writes a trace of steps",
         allowed=("torch",),
     ),
+    Setting("profiler_config.torch_profiler_activities", "a choice of profiled activities", _TRACE),
+    Setting("profiler_config.torch_profiler_record_shapes", "profiled shapes", _TRACE),
+    Setting("profiler_config.torch_profiler_with_memory", "profiled memory", _TRACE),
+    Setting("profiler_config.torch_profiler_with_flops", "profiled operations", _TRACE),
+    Setting("profiler_config.capture_torch_profiler", "profiles of captured graphs", _TRACE),
+    Setting("profiler_config.detailed_trace_annotation", "detailed annotations", _TRACE),
+    Setting("profiler_config.wait_iterations", "steps that a profile waits", _TRACE),
+    Setting("profiler_config.warmup_iterations", "steps to warm up a profile", _TRACE),
     Setting("additional_config", "additional_config", "the plugin reads none; remove it"),
 )
 

@@ -38,6 +38,20 @@ REFUSED_ARGUMENTS = [
     ({"attention_backend": "FLASH_ATTN"}, "choice of attention backend"),
     ({"weight_transfer_config": {"backend": "ipc"}}, "weight transfer"),
     ({"additional_config": {"key": 1}}, "additional_config"),
+    ({"moe_backend": "triton"}, "kernels for experts .*'triton'.*--moe-backend"),
+    ({"linear_backend": "cutlass"}, "kernels for linear layers .*'cutlass'"),
+    ({"enable_layerwise_nvtx_tracing": True}, "NVTX"),
+    (
+        {
+            "profiler_config": {
+                "profiler": "torch",
+                "torch_profiler_dir": "/tmp",
+                "torch_profiler_record_shapes": True,
+            }
+        },
+        "profiled shapes .*--profiler-config",
+    ),
+    ({"compilation_config": {"mode": 3}}, "compile .*mode=3.*--compilation-config"),
     # Refused on the way there, by vLLM's own checks of the platform.
     (
         {
