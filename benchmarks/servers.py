@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import peers
-from vllm_metal.selftest.server_process import ServerProcess
+from vllm_metal.selftest.server_process import ServerProcess, vllm_program
 
 MODEL = "model"
 KV_CACHE_BYTES = 1 << 30  # of either server
@@ -49,7 +48,7 @@ def ours(
         "VLLM_METAL_USE_PAGED_ATTENTION": "01"[paged],
         "VLLM_METAL_PREFIX_CACHE": "" if prefix_cache is None else "01"[prefix_cache],
     }
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
+    command = [*vllm_program(), "serve", str(model)]
     memory = ["--kv-cache-memory-bytes", str(kv_cache_bytes)]
     return Server(*command, *arguments, *memory, variables=variables)
 

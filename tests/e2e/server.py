@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts `vllm serve` as users do, and stops it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_metal.selftest.server_process import ServerProcess
+from vllm_metal.selftest.server_process import ServerProcess, vllm_program
 
 VARIABLES = {
     "HF_HUB_OFFLINE": "1",
@@ -27,8 +26,7 @@ class Server(ServerProcess):
     ) -> None:
         super().__init__(log, variables=VARIABLES | (variables or {}))
         self.name = name
-        vllm = Path(sys.executable).with_name("vllm")
-        self.command = [str(vllm), "serve", str(model), *self.address(name), *arguments]
+        self.command = [*vllm_program(), "serve", str(model), *self.address(name), *arguments]
 
     def client(self) -> Any:
         from openai import OpenAI

@@ -20,7 +20,7 @@ def serve(monkeypatch, tmp_path):
 
     def run(fault: str, **options):
         command = [sys.executable, selftest_server.__file__, fault]
-        monkeypatch.setattr(serve_checks, "program", lambda: command)
+        monkeypatch.setattr(serve_checks, "vllm_program", lambda: command)
         asked = Options(**{"work": str(tmp_path), "model": str(tmp_path), **options})
         return {check.name: run_check(check) for check in serve_checks.checks(asked)}
 

@@ -7,7 +7,6 @@ Both modes get the same questions, and must give the same answers.
 import json
 import re
 import signal
-import sys
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 from vllm_metal.selftest.checks import Check, CheckFailed, Finding, Options, Skip
 from vllm_metal.selftest.default_model import served_model
-from vllm_metal.selftest.server_process import ServerProcess
+from vllm_metal.selftest.server_process import ServerProcess, vllm_program
 
 _ANSWER_SECONDS = 300
 _CHILDREN_SECONDS = 10  # that its processes may outlive it
@@ -60,12 +59,6 @@ def _same(answers: dict[str, str]) -> Finding:
     return Finding()
 
 
-def program() -> list[str]:
-    """Return the command `vllm` of this environment."""
-    vllm = Path(sys.executable).with_name("vllm")
-    return [str(vllm)] if vllm.exists() else [sys.executable, "-m", "vllm.entrypoints.cli.main"]
-
-
 class Server(ServerProcess):
     """A server of the model in one of the modes."""
 
@@ -75,7 +68,7 @@ class Server(ServerProcess):
         variables = {"VLLM_METAL_USE_PAGED_ATTENTION": _MODES[mode], "HF_HUB_OFFLINE": "1"}
         super().__init__(log, variables=variables)
         options = [*self.address(_NAME), "--max-model-len", "1024"]
-        self.command = [*program(), "serve", str(model), *options]
+        self.command = [*vllm_program(), "serve", str(model), *options]
 
     def answer(self) -> str:
         """Return the greedy answer to the question."""

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,12 @@ from vllm_metal.selftest.checks import CheckFailed
 from vllm_metal.selftest.processes import free_port, how_it_ended, last_lines
 
 _TAIL_LINES = 60
+
+
+def vllm_program() -> list[str]:
+    """Return the command `vllm` of this environment."""
+    vllm = Path(sys.executable).with_name("vllm")
+    return [str(vllm)] if vllm.exists() else [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
 class ServerProcess:
