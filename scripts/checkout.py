@@ -6,11 +6,13 @@ Standard library only, Python 3.9 and later.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,19 @@ def run(command: Iterable[object], what: str, **environment: str) -> None:
     result = subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, check=False)
     if result.returncode != 0:
         raise SetupError(f"{what} failed (exit code {result.returncode}): {' '.join(words)}")
+
+
+@contextlib.contextmanager
+def only_one(name: str, what: str) -> Iterator[None]:
+    """Let one process of this checkout in at a time; the kernel frees the lock of one that dies."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f"Waiting for another {what} of this checkout to finish…")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def path_with(folder: Path) -> str:

@@ -9,14 +9,13 @@ each other. Standard library only, Python 3.9 and later.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import preflight
@@ -31,6 +30,7 @@ from checkout import (
     VENV_PYTHON,
     SetupError,
     exit_code,
+    only_one,
     path_with,
     run,
     say,
@@ -64,17 +64,9 @@ def write_state(state: dict[str, str]) -> None:
     temporary.replace(STATE)
 
 
-@contextlib.contextmanager
-def setup_lock() -> Iterator[None]:
-    """One set-up of this checkout at a time; the kernel releases the lock of one that dies."""
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "setup.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say("Waiting for another set-up of this checkout to finish…")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def setup_lock() -> contextlib.AbstractContextManager[None]:
+    """One set-up of this checkout at a time."""
+    return only_one("setup", "set-up")
 
 
 # --- steps ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import preflight
-from checkout import CACHE, REQUIREMENTS, SetupError, run, say
+from checkout import CACHE, REQUIREMENTS, SetupError, only_one, run, say
 
 OLDEST_UV = (0, 8)
 PRIVATE = CACHE / "uv"
@@ -48,7 +48,10 @@ def install_uv() -> str:
 
 
 def ensure_uv() -> str:
-    return find_uv() or install_uv()
+    if uv := find_uv():
+        return uv
+    with only_one("uv", "installation of uv"):
+        return find_uv() or install_uv()
 
 
 def package_cache(uv: str | None) -> Path:
