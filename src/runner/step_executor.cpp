@@ -35,7 +35,8 @@ void wait_for_streams() {
 // On CUDA it would spin until another kernel, which MLX (0.32.4) launches for the CPU's stream, has
 // run: that was seen to take for ever. There the host waits, as MLX's own fences do.
 void wait_for_tokens_on_cuda(mx::array& tokens) {
-  if (mx::default_device() == mx::Device::gpu && mx::cu::is_available()) tokens.wait();
+  if (mx::default_device() != mx::Device::gpu || !mx::cu::is_available()) return;
+  if (tokens.status() != mx::array::Status::unscheduled) tokens.wait();  // drawn, not made up
 }
 
 }  // namespace
