@@ -14,7 +14,7 @@ KERNEL = """
 struct Options {{ int size; }};
 {before}
 template <typename T>
-KERNEL scale(DEVICE_BUFFER(const T, in, 0), DEVICE_BUFFER(T, out, 1),
+KERNEL(64) scale(DEVICE_BUFFER(const T, in, 0), DEVICE_BUFFER(T, out, 1),
              ARGUMENTS(Options, options, {index}) THREAD_POSITIONS) {{
   DECLARE_POSITIONS
   THREADGROUP_ARRAY(float, shared, 32);
@@ -65,6 +65,8 @@ def test_a_correct_kernel_passes(tmp_path):
         ("float values[2]; read_values<2>(values, shared);", "no matching function"),
         ("float* p = out;", "kernel.metal:12: error: p is a pointer or reference without"),
         ("shared[0] = double(1.0f);", "kernel.metal:12: error: Metal has no double"),
+        ("shared[0] = 1.0f;  // 1 \u00b5s", "kernel.metal:12: error: MLX hands the text"),
+        ("if constexpr (true) shared[0] = 1.0f;", "incompatible with C++ standards before C++17"),
     ],
 )
 def test_mistakes_in_a_kernel_are_found_where_they_are(tmp_path, body, expected):

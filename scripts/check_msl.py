@@ -31,6 +31,8 @@ DECODE_MAX_VALUES = 1024  # kDecodeMaxValues
 
 OPENCL = ["-x", "clcpp", "-cl-std=clc++2021", "-target", "spir64", "-Xclang", "-cl-ext=+all"]
 OPTIONS = ["-fsyntax-only", "-nostdinc", "-cl-no-stdinc", "-isystem", str(SHIMS), "-Werror"]
+# OpenCL's language is C++17, Metal's is C++14 up to macOS 15.
+OPTIONS += ["-Wpre-c++17-compat"]
 # The null pointers that stand for threadgroup memory; functions that are declared only.
 QUIET = ["-Wno-null-dereference", "-Wno-undefined-internal", "-Wno-c++20-extensions"]
 
@@ -43,7 +45,7 @@ ATTRIBUTES = {
 ATTRIBUTE = re.compile(r"\[\[\s*(\w+)[^\]]*\]\]")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 LEFT_OUT = re.compile(r'(?m)^\s*#\s*(pragma once|include\s*[<"][^\n]*)$')
-KERNEL = re.compile(r"\bKERNEL\s+(\w+)\s*\((.*?)\)\s*\{", re.DOTALL)
+KERNEL = re.compile(r"\bKERNEL\(\w+\)\s+(\w+)\s*\((.*?)\)\s*\{", re.DOTALL)
 RAW_KERNEL = re.compile(r"\bvoid\s+(\w+)\s*\(([^{};]*)\)\s*\{", re.DOTALL)
 BUFFER = re.compile(
     r"\b(?:DEVICE_BUFFER|ARGUMENTS)\([^()]*,\s*(\d+)\)|\[\[\s*buffer\((\d+)\)\s*\]\]"
@@ -90,6 +92,8 @@ def textual_errors(name: str, text: str) -> list[str]:
     for match in ATTRIBUTE.finditer(code):
         if match[1] not in ATTRIBUTES:
             error(match.start(), f"unknown attribute {match[1]}")
+    for match in re.finditer(r"[^\x00-\x7f]", text):
+        error(match.start(), "MLX hands the text to Metal as ASCII")
     for match in re.finditer(r"\bdouble\b", code):
         error(match.start(), "Metal has no double")
     for match in (*KERNEL.finditer(code), *RAW_KERNEL.finditer(code)):

@@ -31,12 +31,15 @@ void wait_for_streams() {
   mx::synchronize(mx::default_stream(mx::Device::cpu));
 }
 
-// Tokens are drawn on the CPU, and the GPU may be told to compute with them before they are there.
-// On CUDA it would spin until another kernel, which MLX (0.32.4) launches for the CPU's stream, has
-// run: that was seen to take for ever. There the host waits, as MLX's own fences do.
-void wait_for_tokens_on_cuda(mx::array& tokens) {
-  if (mx::default_device() != mx::Device::gpu || !mx::cu::is_available()) return;
-  if (tokens.status() != mx::array::Status::unscheduled) tokens.wait();  // drawn, not made up
+// Tokens are drawn on the CPU, and a GPU may be told to compute with them before they are there.
+// CUDA's would spin until another kernel, which MLX (0.32.4) launches for the CPU's stream, has
+// run: that was seen to take for ever. There the host waits, as MLX's own fences do. Metal has
+// events, but work that waits for one during a step of seconds may be taken for work that hangs.
+constexpr size_t kLongStep = 512;  // tokens
+
+bool host_waits_for_tokens(size_t tokens_of_last_step) {
+  if (mx::default_device() != mx::Device::gpu) return false;
+  return mx::cu::is_available() || tokens_of_last_step > kLongStep;
 }
 
 }  // namespace
@@ -280,7 +283,11 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   std::vector<mx::array> outputs = launched.nodes;
   outputs.push_back(launched.logits);
   if (count_nodes_) last_step_nodes_ = graph_size(outputs);
-  if (!step.pending.empty()) wait_for_tokens_on_cuda(*last_tokens_);
+  if (!step.pending.empty() && host_waits_for_tokens(tokens_of_last_step_) &&
+      last_tokens_->status() != mx::array::Status::unscheduled) {  // drawn, not made up
+    last_tokens_->wait();
+  }
+  tokens_of_last_step_ = step.token_ids.size();
   mx::async_eval(outputs);
   if (keep_logits_ && has_samples) last_logits_ = launched.logits;
   return launched;

@@ -99,6 +99,7 @@ class StepExecutor {
   std::exception_ptr launch_error_;
   bool loads_under_way_ = false;          // perhaps
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
+  size_t tokens_of_last_step_ = 0;
   bool count_nodes_ = false;
   size_t last_step_nodes_ = 0;
   size_t bytes_of_mlx_ = 0;  // that ops of the last step take without asking

@@ -51,6 +51,7 @@ FUNC void find_scores(THREAD_POINTER(float) scores, THREAD_POINTER(const float) 
   }
   simd_sums<kHeads * kKeysAtOnce>(scores);
   if (softcap > 0.0f) {
+    UNROLL
     for (int i = 0; i < kHeads * kKeysAtOnce; ++i) scores[i] = score_of(scores[i], softcap);
   }
 }
@@ -107,16 +108,15 @@ FUNC float merge_sums(THREADGROUP_POINTER(const float) sums,
 }
 
 template <typename T, int kHeadDim, int kHeads>
-KERNEL attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const T, key_cache, 1),
-                        DEVICE_BUFFER(const T, value_cache, 2),
-                        DEVICE_BUFFER(const int, block_tables, 3),
-                        DEVICE_BUFFER(const int, query_starts, 4),
-                        DEVICE_BUFFER(const int, context_lens, 5),
-                        DEVICE_BUFFER(const float, sinks, 6),
-                        DEVICE_BUFFER(const DecodeWork, works, 7), DEVICE_BUFFER(T, outputs, 8),
-                        ARGUMENTS(AttentionArguments, arguments, 9),
-                        DEVICE_BUFFER(float, partial_outputs, 10),
-                        DEVICE_BUFFER(float, partial_sums, 11) THREAD_POSITIONS) {
+KERNEL(kDecodeThreads)
+attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const T, key_cache, 1),
+                 DEVICE_BUFFER(const T, value_cache, 2), DEVICE_BUFFER(const int, block_tables, 3),
+                 DEVICE_BUFFER(const int, query_starts, 4),
+                 DEVICE_BUFFER(const int, context_lens, 5), DEVICE_BUFFER(const float, sinks, 6),
+                 DEVICE_BUFFER(const DecodeWork, works, 7), DEVICE_BUFFER(T, outputs, 8),
+                 ARGUMENTS(AttentionArguments, arguments, 9),
+                 DEVICE_BUFFER(float, partial_outputs, 10),
+                 DEVICE_BUFFER(float, partial_sums, 11) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   constexpr int kCount = LaneValues<kHeadDim>::kCount;
   constexpr int kSimdgroups = int(kDecodeThreads) / int(kSimdWidth);
@@ -161,16 +161,23 @@ KERNEL attention_decode(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const 
        key += kSimdgroups * kKeysAtOnce) {
     float keys[kKeysAtOnce * kCount];
     float values[kKeysAtOnce * kCount];
-    float scores[kHeads * kKeysAtOnce];
     size_t offsets[kKeysAtOnce];
     find_rows(offsets, request.table, key, end, arguments);
     read_rows<kCount>(keys, key_cache + row_offset, offsets);
     read_rows<kCount>(values, value_cache + row_offset, offsets);
-    find_scores<kHeads, kCount>(scores, rows.query, keys, arguments.softcap);
+    constexpr int kScored = kHeads < SCORED_HEADS ? kHeads : SCORED_HEADS;
     UNROLL
-    for (int head = 0; head < kHeads; ++head)
-      attend<kCount>(scores + head * kKeysAtOnce, rows.sums + head * kCount, rows.softmax[head],
-                     values, end - key);
+    for (int first_scored = 0; first_scored < kHeads; first_scored += kScored) {
+      float scores[kScored * kKeysAtOnce];
+      find_scores<kScored, kCount>(scores, rows.query + first_scored * kCount, keys,
+                                   arguments.softcap);
+      UNROLL
+      for (int i = 0; i < kScored; ++i) {
+        const int head = first_scored + i;
+        attend<kCount>(scores + i * kKeysAtOnce, rows.sums + head * kCount, rows.softmax[head],
+                       values, end - key);
+      }
+    }
   }
 
   if (simd_lane == 0) {

@@ -2,11 +2,11 @@
 
 // Puts the splits of one query and head together, in the order in which they lie.
 template <typename T, int kHeadDim>
-KERNEL attention_merge(DEVICE_BUFFER(const float, partial_outputs, 0),
-                       DEVICE_BUFFER(const float, partial_sums, 1),
-                       DEVICE_BUFFER(const float, sinks, 2),
-                       DEVICE_BUFFER(const MergeWork, works, 3), DEVICE_BUFFER(T, outputs, 4),
-                       ARGUMENTS(AttentionArguments, arguments, 5) THREAD_POSITIONS) {
+KERNEL(kMergeThreads)
+attention_merge(DEVICE_BUFFER(const float, partial_outputs, 0),
+                DEVICE_BUFFER(const float, partial_sums, 1), DEVICE_BUFFER(const float, sinks, 2),
+                DEVICE_BUFFER(const MergeWork, works, 3), DEVICE_BUFFER(T, outputs, 4),
+                ARGUMENTS(AttentionArguments, arguments, 5) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   const MergeWork work = works[group_position.y];
   const size_t num_heads = size_t(arguments.num_heads);

@@ -59,6 +59,7 @@ FUNC void score_block(THREAD_POINTER(FloatPair) scores, THREAD_REF(PrefillRows<k
   UNROLL
   for (int d = 0; d < kHeadDim / 8; ++d) {
     const typename Fragments::Left left = Fragments::left(rows.query[d], lane);
+    SIMDGROUP_FENCE();
     UNROLL
     for (int n = 0; n < kKeys / 8; ++n)
       Fragments::template accumulate<T>(scores[n], left, tile + n * 8 * kPitch + d * 8, 1, kPitch,
@@ -108,9 +109,11 @@ FUNC void add_values(THREAD_REF(PrefillRows<kHeadDim>) rows, THREAD_POINTER(Floa
   for (int n = 0; n < kKeys / 8; ++n) {
     const typename Fragments::Left left = Fragments::left(weights[n], lane);
     UNROLL
-    for (int d = 0; d < kHeadDim / 8; ++d)
+    for (int d = 0; d < kHeadDim / 8; ++d) {
+      if (kHeadDim >= 128) SIMDGROUP_FENCE();
       Fragments::template accumulate<T>(rows.sums[d], left, tile + n * 8 * kPitch + d * 8, kPitch,
                                         1, position);
+    }
   }
 }
 
@@ -128,14 +131,13 @@ FUNC KeyRange keys_of_rows(int first_row, int end_row, int group_size, int histo
 }
 
 template <typename T, int kHeadDim, bool kMatrix>
-KERNEL attention_prefill(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const T, key_cache, 1),
-                         DEVICE_BUFFER(const T, value_cache, 2),
-                         DEVICE_BUFFER(const int, block_tables, 3),
-                         DEVICE_BUFFER(const int, query_starts, 4),
-                         DEVICE_BUFFER(const int, context_lens, 5),
-                         DEVICE_BUFFER(const float, sinks, 6),
-                         DEVICE_BUFFER(const PrefillTile, tiles, 7), DEVICE_BUFFER(T, outputs, 8),
-                         ARGUMENTS(AttentionArguments, arguments, 9) THREAD_POSITIONS) {
+KERNEL(kPrefillThreads)
+attention_prefill(DEVICE_BUFFER(const T, queries, 0), DEVICE_BUFFER(const T, key_cache, 1),
+                  DEVICE_BUFFER(const T, value_cache, 2), DEVICE_BUFFER(const int, block_tables, 3),
+                  DEVICE_BUFFER(const int, query_starts, 4),
+                  DEVICE_BUFFER(const int, context_lens, 5), DEVICE_BUFFER(const float, sinks, 6),
+                  DEVICE_BUFFER(const PrefillTile, tiles, 7), DEVICE_BUFFER(T, outputs, 8),
+                  ARGUMENTS(AttentionArguments, arguments, 9) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   typedef typename FragmentsFor<kMatrix>::type Fragments;
   constexpr int kKeys = kHeadDim < 128 ? 32 : 16;  // of a block

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a query sees, and the softmax. Scores are in units of log 2, so that exp2 serves; "no
-// score" is finite, because fast arithmetic need not know infinities.
+// score" is finite, so that the fast exp2 need not know infinities.
 
 enum : int { kKeysAtOnce = 4 };  // keys whose rows are under way together in attention_decode
 

@@ -32,7 +32,8 @@ class CopyBlocks : public GpuPrimitive {
     if (groups == 0) return;
     launch_list(0, inputs[2].shape(0), sizeof(BlockPair), groups, [&](size_t offset) {
       KernelLaunch kernel(copy_kernel(wide));
-      kernel.writes(outputs[0]).writes(outputs[1]).reads(inputs[2], offset).value(arguments);
+      kernel.uses_cache(outputs[0]).uses_cache(outputs[1]);
+      kernel.reads(inputs[2], offset).value(arguments);
       return kernel;
     });
   }

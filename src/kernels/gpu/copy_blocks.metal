@@ -2,9 +2,10 @@
 
 // kCopyWordsPerGroup words of one pair a group.
 template <typename Word>
-KERNEL copy_blocks(DEVICE_BUFFER(Word, key_cache, 0), DEVICE_BUFFER(Word, value_cache, 1),
-                   DEVICE_BUFFER(const BlockPair, pairs, 2),
-                   ARGUMENTS(CopyBlocksArguments, arguments, 3) THREAD_POSITIONS) {
+KERNEL(kCopyThreads)
+copy_blocks(DEVICE_BUFFER(Word, key_cache, 0), DEVICE_BUFFER(Word, value_cache, 1),
+            DEVICE_BUFFER(const BlockPair, pairs, 2),
+            ARGUMENTS(CopyBlocksArguments, arguments, 3) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   const BlockPair pair = pairs[group_position.y];
   const size_t size = size_t(arguments.words_per_block);

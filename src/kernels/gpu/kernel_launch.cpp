@@ -34,6 +34,11 @@ KernelLaunch& KernelLaunch::writes(const mx::array& array) {
   return *this;
 }
 
+KernelLaunch& KernelLaunch::uses_cache(const mx::array& array) {
+  arguments_.push_back({Use::kCache, &array, 0, {}});
+  return *this;
+}
+
 KernelLaunch& KernelLaunch::groups(int64_t x, int64_t y) {
   groups_x_ = x;
   groups_y_ = y;

@@ -32,10 +32,10 @@ std::string element_name(mx::Dtype dtype);
 // One kernel, what it is given and how many groups run it: all that a device has to know.
 class KernelLaunch {
  public:
-  enum class Use { kRead, kWrite, kValue };
+  enum class Use { kRead, kWrite, kCache, kValue };
   struct Argument {
     Use use;
-    const mx::array* array;   // kRead, kWrite: must live until the launch
+    const mx::array* array;   // all but kValue: must live until the launch
     size_t offset;            // in bytes, a multiple of 16
     std::vector<char> value;  // kValue
   };
@@ -44,9 +44,10 @@ class KernelLaunch {
 
   // In the order of the kernel's arguments.
   KernelLaunch& reads(const mx::array& array, size_t offset = 0);
-  // Also for caches that are only read: what writes them next then waits for this kernel, which a
-  // device's own record of readers does not reach across command buffers.
   KernelLaunch& writes(const mx::array& array);
+  // Bound as written, also where it is only read: what writes the cache next then waits for this
+  // kernel, which a device's own record of readers does not reach across command buffers.
+  KernelLaunch& uses_cache(const mx::array& array);
   template <typename T>
   KernelLaunch& value(const T& value) {
     static_assert(std::is_trivially_copyable_v<T>);

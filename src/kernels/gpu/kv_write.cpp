@@ -31,8 +31,8 @@ class KVWrite : public GpuPrimitive {
     arguments.cache_row_stride = int64_t{keys.shape(1)} * keys.shape(2);
     KernelLaunch kernel(write_kernel(keys.dtype()));
     // They may lie in a cache themselves, whose next write must wait for this.
-    kernel.writes(keys).writes(values).reads(inputs[4]);
-    kernel.writes(outputs[0]).writes(outputs[1]).value(arguments);
+    kernel.uses_cache(keys).uses_cache(values).reads(inputs[4]);
+    kernel.uses_cache(outputs[0]).uses_cache(outputs[1]).value(arguments);
     launch(kernel.groups(keys.shape(0), 1), stream());
   }
 };

@@ -2,10 +2,11 @@
 
 // One token a group: its keys and values go to the row that its slot names.
 template <typename T>
-KERNEL kv_write(DEVICE_BUFFER(const T, keys, 0), DEVICE_BUFFER(const T, values, 1),
-                DEVICE_BUFFER(const int, slot_mapping, 2), DEVICE_BUFFER(T, key_cache, 3),
-                DEVICE_BUFFER(T, value_cache, 4),
-                ARGUMENTS(KVWriteArguments, arguments, 5) THREAD_POSITIONS) {
+KERNEL(kWriteThreads)
+kv_write(DEVICE_BUFFER(const T, keys, 0), DEVICE_BUFFER(const T, values, 1),
+         DEVICE_BUFFER(const int, slot_mapping, 2), DEVICE_BUFFER(T, key_cache, 3),
+         DEVICE_BUFFER(T, value_cache, 4),
+         ARGUMENTS(KVWriteArguments, arguments, 5) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   const size_t token = group_position.x;
   const int slot = slot_mapping[token];

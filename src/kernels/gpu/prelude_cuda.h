@@ -11,7 +11,7 @@ typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef __nv_bfloat16 bfloat;
 
-#define KERNEL __global__ void
+#define KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define DEVICE_BUFFER(T, name, index) T* name
 #define ARGUMENTS(T, name, index) const T name
 #define THREAD_POSITIONS
@@ -31,7 +31,9 @@ typedef __nv_bfloat16 bfloat;
 #define UNROLL _Pragma("unroll")
 
 #define THREADGROUP_BARRIER() __syncthreads()
+#define SIMDGROUP_FENCE() (void)0
 #define HAS_SIMDGROUP_MATRIX 0
+#define SCORED_HEADS 8
 
 FUNC float fast_exp2(float x) { return exp2f(x); }
 FUNC float accurate_tanh(float x) { return tanhf(x); }

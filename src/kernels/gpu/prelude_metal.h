@@ -14,9 +14,10 @@ using metal::simd_sum;
 using metal::simdgroup_matrix;
 using metal::simdgroup_multiply_accumulate;
 
-// A kernel, its parameters and the place of a thread: group_position (uint3), thread_index in the
-// group, simd_group in the group, simd_lane in the simdgroup.
-#define KERNEL [[kernel]] void
+// A kernel, how many threads of a group run it, its parameters and the place of a thread:
+// group_position (uint3), thread_index in the group, simd_group in the group, simd_lane in the
+// simdgroup.
+#define KERNEL(threads) [[kernel, max_total_threads_per_threadgroup(threads)]] void
 #define DEVICE_BUFFER(T, name, index) device T* name [[buffer(index)]]
 #define ARGUMENTS(T, name, index) constant T& name [[buffer(index)]]
 #define THREAD_POSITIONS                                   \
@@ -39,7 +40,11 @@ using metal::simdgroup_multiply_accumulate;
 #define UNROLL _Pragma("clang loop unroll(full)")
 
 #define THREADGROUP_BARRIER() metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup)
+// Nothing is moved over it: in an unrolled loop of products the compiler would load for all of them
+// before the first, and run out of registers.
+#define SIMDGROUP_FENCE() metal::simdgroup_barrier(metal::mem_flags::mem_none)
 #define HAS_SIMDGROUP_MATRIX 1
+#define SCORED_HEADS 1  // query heads whose scores attention_decode holds at a time
 
 FUNC float fast_exp2(float x) { return metal::fast::exp2(x); }
 // The fast one is inf / inf where the score is far above the cap.

@@ -43,7 +43,7 @@ class VarlenAttention : public GpuPrimitive {
 
   // Arguments 0 to 6 of both kernels.
   static KernelLaunch with_inputs(KernelLaunch kernel, const std::vector<mx::array>& inputs) {
-    kernel.reads(inputs[0]).writes(inputs[1]).writes(inputs[2]);
+    kernel.reads(inputs[0]).uses_cache(inputs[1]).uses_cache(inputs[2]);
     for (int i = 3; i < 7; ++i) kernel.reads(inputs[i]);
     return kernel;
   }

@@ -27,6 +27,13 @@ void bind(mx::metal::CommandEncoder& encoder, const KernelLaunch::Argument& argu
   switch (argument.use) {
     case KernelLaunch::Use::kRead:
       return encoder.set_input_array(*argument.array, index, offset);
+    case KernelLaunch::Use::kCache:
+      // MLX commits its command buffer when arrays of 40 or 50 Mi elements are bound to it, and
+      // would count the whole cache at each op. What is bound as a buffer before is not counted
+      // again.
+      encoder.set_buffer(static_cast<const MTL::Buffer*>(argument.array->buffer().ptr()), index,
+                         argument.array->offset() + offset);
+      [[fallthrough]];
     case KernelLaunch::Use::kWrite: {
       mx::array array = *argument.array;  // a handle: MLX asks for one that is not const
       return encoder.set_output_array(array, index, offset);

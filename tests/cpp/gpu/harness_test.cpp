@@ -23,7 +23,8 @@ std::string error_of(const std::function<void()>& kernel, const Grid& grid = {1,
 }
 
 // Each thread passes its value to the next one.
-KERNEL rotate(DEVICE_BUFFER(const float, in, 0), DEVICE_BUFFER(float, out, 1) THREAD_POSITIONS) {
+KERNEL(32)
+rotate(DEVICE_BUFFER(const float, in, 0), DEVICE_BUFFER(float, out, 1) THREAD_POSITIONS) {
   DECLARE_POSITIONS
   THREADGROUP_ARRAY(float, shared, kThreads);
   const unsigned first = group_position.x * kThreads;
@@ -133,7 +134,8 @@ TEST(Harness, FindsDivergedSimdgroups) {
               HasSubstr("16 of 32 at simd_sum"));
 }
 
-KERNEL touch(DEVICE_BUFFER(const float, in, 0), DEVICE_BUFFER(float, out, 1), int read, int write) {
+KERNEL(32)
+touch(DEVICE_BUFFER(const float, in, 0), DEVICE_BUFFER(float, out, 1), int read, int write) {
   out[write] = in[read];
 }
 

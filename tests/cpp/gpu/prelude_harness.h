@@ -8,7 +8,7 @@
 #include "gpu/float_types.h"
 #include "gpu/threadgroup.h"
 
-#define KERNEL void
+#define KERNEL(threads) void
 #define DEVICE_BUFFER(T, name, index) DEVICE_POINTER(T) name
 #define ARGUMENTS(T, name, index) const T& name
 #define THREAD_POSITIONS
@@ -31,7 +31,9 @@
 
 #define THREADGROUP_BARRIER() \
   gpu_harness::Dispatch::current().barrier({"threadgroup_barrier", __FILE__, __LINE__})
+#define SIMDGROUP_FENCE() (void)0
 #define HAS_SIMDGROUP_MATRIX 1
+#define SCORED_HEADS 1
 
 namespace gpu_harness {
 
