@@ -7,6 +7,14 @@
 
 # Any Python from 3.9 starts the set-up, which then picks the one for .venv itself.
 SYSTEM_PYTHON := $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11)
+PEERS := llama-cpp torch-backend
+# Where no package has vLLM's CPU kernels, and a Python for Intel may come first on PATH.
+ifeq ($(shell uname -s),Darwin)
+  PEERS := llama-cpp
+  ifneq ($(shell $(SYSTEM_PYTHON) -c 'import platform; print(platform.machine())'),arm64)
+    SYSTEM_PYTHON := $(wildcard /usr/bin/python3)
+  endif
+endif
 ifeq ($(SYSTEM_PYTHON),)
   $(error Python was not found. Debian, Ubuntu: sudo apt-get install -y python3 python3-dev python3-venv. Mac: xcode-select --install)
 endif
@@ -63,8 +71,8 @@ stubs: setup  ## regenerate python/vllm_metal/_core.pyi from the extension
 bench: setup  ## run benchmarks/, compare, plot; ten minutes. ARGS=--quick, ARGS="--only …"
 	@$(PY) benchmarks/report.py --run $(ARGS)
 
-bench-peers: setup  ## install what benchmarks compare with: llama.cpp (compiled here), vLLM on torch
-	@$(SYSTEM_PYTHON) scripts/peer_env.py llama-cpp torch-backend
+bench-peers: setup  ## install what benchmarks compare with: llama.cpp (compiled here), vLLM on torch (Linux)
+	@$(SYSTEM_PYTHON) scripts/peer_env.py $(PEERS)
 
 setup:  ## set up .venv for development, build the extension and the C++ tests
 	@$(SYSTEM_PYTHON) scripts/setup_env.py dev

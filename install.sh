@@ -185,6 +185,10 @@ check_venv() {
   while [ "${venv%/}" != "$venv" ]; do venv=${venv%/}; done
   work=$venv.install
   marker=$venv/vllm-metal-install.txt
+  if [ -e "$work" ] && [ ! -f "$work/.vllm-metal" ] && ! is_empty "$work"; then
+    die "$work has files in it that install.sh did not put there; it is left alone." \
+      "Move it away, or set VLLM_METAL_VENV to another place."
+  fi
   if [ -L "$venv" ]; then
     die "$venv is a symbolic link." "Set VLLM_METAL_VENV to the directory itself."
   elif [ ! -e "$venv" ]; then
@@ -398,7 +402,8 @@ find_python() {
   fi
   python_tag=${DEFAULT_PYTHON/./}
   if [ -x "$python" ]; then
-    python_tag=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
+    python_tag=$("$python" -c 'import sys, sysconfig
+print("%d%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))')
   fi
   case $python_tag in
     311 | 312 | 313) ;;
@@ -584,6 +589,8 @@ install() {
   take_lock
   [ "$dry_run" = yes ] || restore
   stage=$work/new wheels=$work/wheels
+  run mkdir -p "$work"
+  run touch "$work/.vllm-metal" # ours to remove
   run mkdir -p "$work/files" "$wheels"
   find_uv
   find_python

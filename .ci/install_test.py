@@ -203,10 +203,22 @@ def test_after_a_kill_the_next_run_cleans_up(sandbox, where):
     assert sandbox.left() == [".venv-vllm-metal"]
 
 
+@pytest.mark.parametrize("option", [(), ("--uninstall",)])
+def test_a_folder_of_others_in_its_way_is_left_alone(sandbox, option):
+    work = sandbox.home / ".venv-vllm-metal.install"
+    work.mkdir()
+    (work / "mine").touch()
+    code, output = sandbox.run(*option)
+    assert code == 1
+    assert "did not put there" in output
+    assert (work / "mine").exists()
+
+
 def test_a_kill_between_the_two_renames_loses_nothing(sandbox):
     assert sandbox.run()[0] == 0
     work = sandbox.home / ".venv-vllm-metal.install"
     work.mkdir()
+    (work / ".vllm-metal").touch()
     sandbox.venv.rename(work / "old")
     code, _ = sandbox.run(FAKE_FAIL="pip sync")
     assert code == 1

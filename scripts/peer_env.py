@@ -63,6 +63,15 @@ def choose_python(uv: str) -> str:
     return interpreter.path if interpreter else uv_tool.managed_python(uv)
 
 
+def check(name: str) -> None:
+    """Refuse what no package has for this system, before minutes are spent on others."""
+    if name == "torch-backend" and preflight.is_mac():
+        raise SetupError(
+            "torch-backend: no package has vLLM's CPU kernels for macOS. On a Mac compare with "
+            "llama.cpp alone: scripts/peer_env.py llama-cpp"
+        )
+
+
 def install(name: str) -> None:
     peer, lock = PEERS[name], REQUIREMENTS / f"{name}.txt"
     say(peer.announcement)
@@ -86,6 +95,8 @@ def main() -> int:
         return 2
 
     def ensure_all() -> None:
+        for name in names:
+            check(name)
         for name in names:
             print(ensure(name))
 

@@ -132,7 +132,8 @@ def check_platform() -> list[Problem]:
         release = tuple(int(part) for part in platform.mac_ver()[0].split(".")[:1])
         if platform.machine() != "arm64":
             what = f"This Python runs as {platform.machine()}; MLX needs Apple Silicon (arm64)."
-            return [Problem(what, "start a native terminal, or use a native Python: PYTHON=…")]
+            mend = "start a native terminal, or run make with SYSTEM_PYTHON=/usr/bin/python3"
+            return [Problem(what, mend)]
         if release < (14,):
             what = f"macOS {platform.mac_ver()[0]} is too old; 14 or later is needed."
             return [Problem(what, "softwareupdate --list")]

@@ -22,7 +22,7 @@ SUMS = "SHA256SUMS"
 def expected(version: str) -> list[str]:
     """Patterns of which each must fit a file: what install.sh falls back to source without."""
     return [
-        f"vllm_metal-{version}-cp31*-macosx_*_arm64.whl",
+        f"vllm_metal-{version}-cp31*-macosx_14_0_arm64.whl",
         f"vllm_metal-{version}.tar.gz",
         "vllm-*+empty-py3-none-any.whl",
     ]

@@ -69,7 +69,7 @@ def managed_python(uv: str, wanted: str | None = None, lack: str = "Python 3.11 
     say(f"No {lack} here: fetching {version} with uv")
     if preflight.is_mac():  # which may have uv's Python for Intel too
         version = f"cpython-{version}-macos-aarch64-none"
-    for command in (["install", version], ["find", "--managed-python", version]):
+    for command in (["install", "--no-bin", version], ["find", "--managed-python", version]):
         result = subprocess.run(
             [uv, "python", *command], stdout=subprocess.PIPE, text=True, check=False
         )

@@ -21,7 +21,8 @@ _OUR_PLUGINS = {PLATFORM_GROUP: "vllm_metal:register", GENERAL_GROUP: "vllm_meta
 _OUR_PLATFORM = "vllm_metal.platform.MetalPlatform"
 # vLLM's wheels on PyPI are builds for CUDA.
 _HOW_TO_INSTALL = {
-    "vllm": "Run `make setup` in a checkout of vLLM Metal, which builds vLLM without device code."
+    "vllm": "Install the vllm-…+empty-py3-none-any.whl of a release of vLLM Metal into this "
+    "environment, or run `make setup` in a checkout, which builds it into the checkout's .venv."
 }
 _PACKAGES = ("vllm-metal", "vllm", "mlx", "torch", "transformers")
 
