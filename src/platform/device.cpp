@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "platform/device.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "common/log.h"
@@ -17,7 +18,12 @@ const T* find(const DeviceFacts& facts, const char* key) {
 
 }  // namespace
 
+void lengthen_command_buffers(bool metal) {
+  if (metal) ::setenv("MLX_MAX_OPS_PER_BUFFER", "1000", 0);
+}
+
 mx::Device select_device(DeviceChoice choice) {
+  lengthen_command_buffers(mx::metal::is_available());
   const mx::Device gpu(mx::Device::gpu), cpu(mx::Device::cpu);
   mx::Device device = cpu;
   if (choice != DeviceChoice::kCpu) {

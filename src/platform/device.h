@@ -21,6 +21,11 @@ struct DeviceInfo {
   uint64_t working_set;       // bytes the device recommends to use at most, or all of them
 };
 
+// By default MLX ends a command buffer of Metal after 40 or 50 ops, of which a decode step has
+// hundreds, and each end takes the GPU some 20 us (https://github.com/ml-explore/mlx/issues/4521).
+// What a buffer may bind in bytes still ends it. MLX_MAX_OPS_PER_BUFFER, where it is set, counts.
+void lengthen_command_buffers(bool metal);
+
 // Makes MLX's default device the one that `choice` names. GPU unless told otherwise; without a GPU
 // the CPU, with a warning, unless the GPU was asked for: std::runtime_error.
 mx::Device select_device(DeviceChoice choice);

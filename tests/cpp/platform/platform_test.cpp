@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "common/log.h"
@@ -15,6 +16,19 @@ TEST(Memory, AvailableIsPartOfTotal) {
   EXPECT_GT(memory.available, uint64_t{64} << 20);
   EXPECT_GE(memory.total, memory.available);
   EXPECT_LT(memory.total, uint64_t{1} << 50);
+}
+
+TEST(Device, CommandBuffersOfMetalAreLongUnlessTheUserSaysOtherwise) {
+  const char* name = "MLX_MAX_OPS_PER_BUFFER";
+  ASSERT_EQ(::unsetenv(name), 0);
+  lengthen_command_buffers(false);
+  EXPECT_EQ(std::getenv(name), nullptr);
+  lengthen_command_buffers(true);
+  EXPECT_STREQ(std::getenv(name), "1000");
+  ASSERT_EQ(::setenv(name, "77", 1), 0);
+  lengthen_command_buffers(true);
+  EXPECT_STREQ(std::getenv(name), "77");
+  ASSERT_EQ(::unsetenv(name), 0);
 }
 
 TEST(Device, CpuIsTakenWhenAskedFor) {
