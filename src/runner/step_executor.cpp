@@ -140,6 +140,7 @@ void StepExecutor::launch(std::vector<RequestKey> released, std::shared_ptr<cons
     if (launch_error_) return;  // of a launch without a step, which nobody has asked about
     try {
       const cpu::NoteKernelErrors noted(step ? std::make_shared<cpu::KernelErrors>() : nullptr);
+      if (launches_until_clear_ > 0 && --launches_until_clear_ == 0) mx::clear_cache();
       if (prefix.clear) clear_prefix_cache();
       save_and_release(prefix.saves_of_ended, released);
       if (step != nullptr) launched_ = forward(*step, prefix.loads);
@@ -223,7 +224,11 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
   if (keys.empty()) return;
   const size_t held = cache_->nbytes();
   for (const RequestKey key : keys) cache_->release(key);
-  if (cache_->nbytes() < held) mx::clear_cache();  // MLX would keep freed buffers for itself
+  if (cache_->nbytes() < held) {
+    mx::clear_cache();  // MLX would keep freed buffers for itself
+    // Those that the next step copies from, or that one under way reads, are free the step after it.
+    launches_until_clear_ = 2;
+  }
   if (loads_under_way_ && cache_->nbytes() == 0) {
     // Saves come after loads because both use the slabs, which are gone.
     wait_for_streams();

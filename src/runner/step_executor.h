@@ -97,6 +97,7 @@ class StepExecutor {
   std::unique_ptr<PrefixCache> prefix_cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;
+  int launches_until_clear_ = 0;          // of what MLX keeps; 0: none
   bool loads_under_way_ = false;          // perhaps
   std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
   size_t tokens_of_last_step_ = 0;
