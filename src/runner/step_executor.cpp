@@ -226,7 +226,8 @@ void StepExecutor::release(const std::vector<RequestKey>& keys) {
   for (const RequestKey key : keys) cache_->release(key);
   if (cache_->nbytes() < held) {
     mx::clear_cache();  // MLX would keep freed buffers for itself
-    // Those that the next step copies from, or that one under way reads, are free the step after it.
+    // Those that the next step copies from, or that one under way reads, are free the step after
+    // it.
     launches_until_clear_ = 2;
   }
   if (loads_under_way_ && cache_->nbytes() == 0) {
