@@ -56,4 +56,6 @@ void hold(const mx::array& temporary, const mx::Stream& stream) {
   mx::cu::get_command_encoder(stream).add_temporary(temporary);
 }
 
+void watch(const mx::Stream&) {}  // CUDA's errors stay: whatever comes next fails
+
 }  // namespace vllm_metal::gpu

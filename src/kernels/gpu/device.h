@@ -27,7 +27,7 @@ mx::array lookup_array(const std::vector<int32_t>& values, const mx::Shape& shap
 // CUDA, the device's context is the current one.
 void compile(const KernelName& name, int threads_per_group);
 
-// All three are for the eval of a primitive, on the stream that it runs on.
+// All four are for the eval of a primitive, on the stream that it runs on.
 
 // Gives `output` (row contiguous) memory of its own.
 void allocate(mx::array& output, const mx::Stream& stream);
@@ -35,5 +35,9 @@ void allocate(mx::array& output, const mx::Stream& stream);
 void launch(const KernelLaunch& kernel, const mx::Stream& stream);
 // Keeps an array that is no input of the primitive until the kernels launched so far have run.
 void hold(const mx::array& temporary, const mx::Stream& stream);
+// Has a failure of what was launched so far noted among the errors of the step
+// (cpu/kernel_errors.h). MLX (0.32.4) would tell of it at the next step where the last work that
+// Metal was handed for this one succeeds.
+void watch(const mx::Stream& stream);
 
 }  // namespace vllm_metal::gpu

@@ -36,6 +36,7 @@ class VarlenAttention : public GpuPrimitive {
     arguments_.blocks_per_request = inputs[3].shape(1);
     prefill(inputs, outputs[0]);
     decode(inputs, outputs[0]);
+    watch(stream());
   }
 
  private:

@@ -3,10 +3,13 @@
 
 #include <mlx/backend/metal/device.h>
 
+#include <exception>
+#include <memory>
 #include <stdexcept>
 
 #include "common/mlx_buffer.h"
 #include "common/text.h"
+#include "kernels/cpu/kernel_errors.h"
 #include "kernels/gpu/kernel_source.h"
 
 namespace vllm_metal::gpu {
@@ -76,6 +79,17 @@ void launch(const KernelLaunch& kernel, const mx::Stream& stream) {
 
 void hold(const mx::array& temporary, const mx::Stream& stream) {
   mx::metal::get_command_encoder(stream).add_temporary(temporary);
+}
+
+void watch(const mx::Stream& stream) {
+  const std::shared_ptr<cpu::KernelErrors> errors = cpu::current_kernel_errors();
+  if (errors == nullptr) return;
+  MTL::CommandBuffer* buffer = mx::metal::get_command_encoder(stream).get_command_buffer();
+  buffer->addCompletedHandler([errors](MTL::CommandBuffer* done) {
+    if (done->status() != MTL::CommandBufferStatusError) return;
+    const char* reason = done->error()->localizedDescription()->utf8String();
+    errors->note(std::make_exception_ptr(std::runtime_error(text("[metal] ", reason))));
+  });
 }
 
 }  // namespace vllm_metal::gpu

@@ -21,5 +21,6 @@ void compile(const KernelName&, int) { refuse(); }
 void allocate(mx::array&, const mx::Stream&) { refuse(); }
 void launch(const KernelLaunch&, const mx::Stream&) { refuse(); }
 void hold(const mx::array&, const mx::Stream&) { refuse(); }
+void watch(const mx::Stream&) { refuse(); }
 
 }  // namespace vllm_metal::gpu
