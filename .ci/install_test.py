@@ -179,7 +179,7 @@ def test_an_update_that_fails_keeps_the_earlier_installation(sandbox):
 def test_an_interrupted_installation_leaves_nothing(sandbox, number):
     process = sandbox.start_hanging("pip sync")
     process.send_signal(number)  # to the script alone, as `kill` does
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in output
     assert sandbox.left() == []
@@ -233,7 +233,7 @@ def test_the_second_of_two_at_once_gives_way(sandbox):
         assert code == 1
         assert f"is under way (process {process.pid})" in output
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert sandbox.left() == []
 
 

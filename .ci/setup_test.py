@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
+import pins
 import preflight
 import serve
 import setup_env
@@ -239,7 +240,7 @@ class TestVllmSource:
             vllm_source.patch(source)
 
     def test_the_locked_version_is_the_one_that_is_built(self):
-        assert vllm_source.locked_version() == "0.32.0"
+        assert {vllm_source.locked_version()} == pins.found("vllm")["requirements/vllm.txt"]
 
 
 class TestServe:

@@ -50,6 +50,7 @@ class MemoryWatch:
         self._probe = probe
         self._clock = clock
         self._entered = 0.0
+        self._looking = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self.stage = Relief.NONE
 
@@ -59,13 +60,14 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Look once."""
-        pressure, now = self._probe(), self._clock()
-        if pressure == "normal":
-            self._enter(Relief.NONE, now)
-        elif pressure == "critical" and (
-            self.stage == Relief.NONE or now - self._entered >= _SECONDS_A_STAGE
-        ):
-            self._enter(Relief(min(self.stage + 1, Relief.REFUSE)), now)
+        with self._looking:
+            pressure, now = self._probe(), self._clock()
+            if pressure == "normal":
+                self._enter(Relief.NONE, now)
+            elif pressure == "critical" and (
+                self.stage == Relief.NONE or now - self._entered >= _SECONDS_A_STAGE
+            ):
+                self._enter(Relief(min(self.stage + 1, Relief.REFUSE)), now)
 
     def start(self) -> "MemoryWatch":
         """Look from now on, on a thread of its own that ends with the process."""

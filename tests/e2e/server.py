@@ -65,5 +65,5 @@ class Server(ServerProcess):
         assert children, "the engine runs in a process of its own"
         self.process.send_signal(number)
         code = self.process.wait(timeout=seconds)
-        _, alive = psutil.wait_procs(children, timeout=5)
+        _, alive = psutil.wait_procs(children, timeout=20)
         return code, [str(child) for child in alive]

@@ -164,7 +164,6 @@ def test_a_profile_is_a_trace_of_steps(server, folder):
     assert 24 <= len(steps) <= 26  # one may be under way when the last token is known
     assert steps[0]["args"] == {"requests": 1, "tokens": 600}
     assert all(step["args"]["tokens"] <= 1 for step in steps[1:])
-    assert steps[0]["dur"] > max(step["dur"] for step in steps[1:])
     ends = [step["ts"] + step["dur"] for step in steps]
     assert all(end <= step["ts"] + 1 for end, step in zip(ends, steps[1:], strict=False))
 

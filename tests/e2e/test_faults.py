@@ -97,7 +97,7 @@ def test_half_of_200_clients_vanish(server, asks):
     outcomes.check(right=half)
     wait_until_idle(server, MOST_SECONDS)
     generated = metrics(server)["vllm:generation_tokens_total"] - before
-    assert generated < half * (asks[0].max_tokens + 400)  # they had not come to their end
+    assert generated < half * (asks[0].max_tokens + 200)  # they had not come to their end
 
 
 def test_slow_readers(server, asks):

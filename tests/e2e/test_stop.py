@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import psutil
 import pytest
 
 from tests.e2e.test_server import wait_for_metrics
@@ -62,6 +63,17 @@ def test_sigint_under_load_and_with_a_client_that_does_not_read(server):
     assert "nothing is wired any more" in server.text()
 
 
+def wait_for_connections(server, count):
+    process, deadline = psutil.Process(server.pid), time.monotonic() + 60
+    while True:
+        connections = process.net_connections("tcp4")
+        open_ones = [one for one in connections if one.laddr.port == server.port and one.raddr]
+        if len(open_ones) >= count:
+            return
+        assert time.monotonic() < deadline, open_ones
+        time.sleep(0.05)
+
+
 def test_sigterm_with_an_engine_that_hangs(tiny_server):
     """Requests that the engine never read get an answer, and the server ends."""
 
@@ -72,6 +84,7 @@ def test_sigterm_with_an_engine_that_hangs(tiny_server):
     tiny_server.engine().suspend()
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         asked = [pool.submit(ask) for _ in range(NUM_CLIENTS)]
+        wait_for_connections(tiny_server, NUM_CLIENTS)
         time.sleep(2)  # they are with the engine, which cannot say so
         code, children = tiny_server.send_signal(signal.SIGTERM, STOP_SECONDS)
         for future in asked:

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,9 +33,10 @@ def connect(monkeypatch, tmp_path):
 @pytest.fixture
 def quick_retries(monkeypatch):
     """Have huggingface_hub wait for nothing before it tries again."""
-    import time
+    from huggingface_hub.utils import _http
 
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    # There alone: others of this process sleep, too.
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda _: None))
 
 
 def another_model(source, directory, **changes):

@@ -35,7 +35,10 @@ class Subscriber:
             if self._socket.poll(50):
                 break
             self._llm.reset_prefix_cache()
-        self.listen(BlockStored)
+        else:
+            raise AssertionError("no event was heard")
+        while self._socket.poll(1000):  # those of earlier turns, which came late
+            self._socket.recv_multipart()
         self.clear()
 
     def close(self) -> None:

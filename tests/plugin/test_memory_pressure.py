@@ -5,15 +5,17 @@ import queue
 import random
 import time
 from http import HTTPStatus
+from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
 from vllm.exceptions import QueueOverflowError
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCoreProc
-from vllm_metal.memory_pressure import MemoryWatch, Relief, process_watch
+from vllm_metal.memory_pressure import MemoryWatch, Relief, _take_last, process_watch
 
 from tests.plugin import fake_core as model
 from tests.plugin.conftest import one_engine_at_a_time
@@ -69,18 +71,38 @@ def engine(make_engine):
 
 @pytest.fixture
 def press(monkeypatch):
-    """Set what the probe says; returns when the watch of this process has taken note."""
-    watch = process_watch()
+    """Set what the probe says; returns when the watch of this process has taken note.
+
+    Its clock stands still otherwise, so that no stage ends by itself.
+    """
+    watch, clock = process_watch(), Clock()
+    clock.seconds += time.monotonic()
+    monkeypatch.setattr(watch, "_clock", clock)
 
     def set_pressure(pressure, stage):
         monkeypatch.setattr(watch, "_probe", lambda: pressure)
-        deadline = time.monotonic() + 20
+        watch.look()
         while watch.stage != stage:
-            assert time.monotonic() < deadline, watch.stage
-            time.sleep(0.02)
+            assert watch.stage < stage
+            clock.seconds += 2
+            watch.look()
 
     yield set_pressure
     set_pressure("normal", Relief.NONE)
+
+
+def test_what_is_least_urgent_waits_first():
+    requests = [
+        SimpleNamespace(name=name, priority=priority, arrival_time=arrival)
+        for name, priority, arrival in (("late", 1, 9), ("urgent", 0, 10), ("early", 1, 8))
+    ]
+    for policy, names in (
+        (SchedulingPolicy.PRIORITY, ["late", "early", "urgent"]),
+        (SchedulingPolicy.FCFS, ["early", "urgent", "late"]),
+    ):
+        scheduler = SimpleNamespace(policy=policy, running=requests.copy())
+        assert [_take_last(scheduler).name for _ in requests] == names
+        assert scheduler.running == []
 
 
 def scheduler_of(engine):

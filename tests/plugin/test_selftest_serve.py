@@ -15,10 +15,11 @@ from tests.plugin import selftest_server
 def serve(monkeypatch, tmp_path):
     """Run the checks on a server with a fault; return their results by name."""
     monkeypatch.setattr(serve_checks.Server, "start_seconds", 20)
-    monkeypatch.setattr(serve_checks.Server, "stop_seconds", 1)
-    monkeypatch.setattr(serve_checks, "_CHILDREN_SECONDS", 0.5)
 
     def run(fault: str, **options):
+        never_ends = fault in ("does not end", "leaves a child")
+        monkeypatch.setattr(serve_checks.Server, "stop_seconds", 1 if never_ends else 20)
+        monkeypatch.setattr(serve_checks, "_CHILDREN_SECONDS", 0.5 if never_ends else 20)
         command = [sys.executable, selftest_server.__file__, fault]
         monkeypatch.setattr(serve_checks, "vllm_program", lambda: command)
         asked = Options(**{"work": str(tmp_path), "model": str(tmp_path), **options})
