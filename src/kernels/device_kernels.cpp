@@ -26,4 +26,6 @@ bool use_gpu_cache_kernels(const mx::array& cache) {
   return use_gpu_kernels() && gpu::kernels_allowed(cache.dtype(), cache.shape(2));
 }
 
+bool use_compiled_ops() { return enabled && mx::default_device() == mx::Device::gpu; }
+
 }  // namespace vllm_metal

@@ -23,4 +23,8 @@ bool use_gpu_kernels();
 // Metal has compiled them, which the first call does (kernels/gpu/kernel_guard.h).
 bool use_gpu_cache_kernels(const mx::array& cache);
 
+// Whether elementwise ops go to MLX's compiler, which makes one kernel of them: on GPUs. On a CPU
+// it would run a C++ compiler.
+bool use_compiled_ops();
+
 }  // namespace vllm_metal

@@ -2,6 +2,7 @@
 #include "kernels/silu_and_mul.h"
 
 #include <stdexcept>
+#include <vector>
 
 #include "common/text.h"
 #include "kernels/checks.h"
@@ -22,20 +23,30 @@ void check_arguments(const mx::array& gate_up) {
   }
 }
 
+std::vector<mx::array> product(const std::vector<mx::array>& gate_and_up) {
+  const mx::array gate = mx::astype(gate_and_up[0], mx::float32);
+  const mx::array up = mx::astype(gate_and_up[1], mx::float32);
+  return {mx::astype(gate * mx::sigmoid(gate) * up, gate_and_up[0].dtype())};
+}
+
 }  // namespace
 
 mx::array silu_and_mul(const mx::array& gate_up) {
   check_arguments(gate_up);
   if (use_cpu_kernels()) return cpu::silu_and_mul(gate_up);
+  if (use_compiled_ops()) return silu_and_mul_compiled(gate_up);
   return silu_and_mul_fallback(gate_up);
 }
 
 mx::array silu_and_mul_fallback(const mx::array& gate_up) {
   check_arguments(gate_up);
-  const auto halves = mx::split(mx::astype(gate_up, mx::float32), 2, -1);
-  const mx::array& gate = halves[0];
-  const mx::array& up = halves[1];
-  return mx::astype(gate * mx::sigmoid(gate) * up, gate_up.dtype());
+  return product(mx::split(gate_up, 2, -1)).front();
+}
+
+mx::array silu_and_mul_compiled(const mx::array& gate_up) {
+  check_arguments(gate_up);
+  static const auto compiled = mx::compile(product, /*shapeless=*/true);
+  return compiled(mx::split(gate_up, 2, -1)).front();
 }
 
 }  // namespace vllm_metal

@@ -10,5 +10,7 @@ namespace vllm_metal {
 //   returns  [..., intermediate_size] in gate_up's dtype
 mx::array silu_and_mul(const mx::array& gate_up);
 mx::array silu_and_mul_fallback(const mx::array& gate_up);
+// By one kernel, which MLX's compiler makes; for GPUs.
+mx::array silu_and_mul_compiled(const mx::array& gate_up);
 
 }  // namespace vllm_metal

@@ -2,6 +2,7 @@
 #include "kernels/split_rotary.h"
 
 #include <stdexcept>
+#include <vector>
 
 #include "common/text.h"
 #include "kernels/checks.h"
@@ -60,12 +61,22 @@ mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin)
       -1);
 }
 
+// Of arrays of one shape: x, with the halves of each head swapped, cosines, sines, and -1 for the
+// first half, 1 for the second.
+std::vector<mx::array> rotated(const std::vector<mx::array>& inputs) {
+  const mx::array x = mx::astype(inputs[0], mx::float32);
+  const mx::array swapped = mx::astype(inputs[1], mx::float32);
+  return {mx::astype(x * inputs[2] + swapped * inputs[3] * inputs[4], inputs[0].dtype())};
+}
+
 }  // namespace
 
 QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin,
                            const HeadCounts& heads) {
   check_arguments("split_rotary", qkv, cos_sin, heads);
   if (use_cpu_kernels()) return cpu::split_rotary(qkv, cos_sin, heads);
+  if (use_compiled_ops() && cos_sin.shape(1) == heads.head_dim)
+    return split_rotary_compiled(qkv, cos_sin, heads);
   return split_rotary_fallback(qkv, cos_sin, heads);
 }
 
@@ -85,6 +96,37 @@ QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_s
   return {rotate(head_range(0, heads.num_heads), cos, sin),
           rotate(head_range(heads.num_heads, rotated), cos, sin),
           head_range(rotated, rotated + heads.num_kv_heads)};
+}
+
+QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_sin,
+                                    const HeadCounts& heads) {
+  check_arguments("split_rotary", qkv, cos_sin, heads);
+  if (cos_sin.shape(1) != heads.head_dim) {
+    throw std::invalid_argument(text("[split_rotary_compiled] rotary_dim must be head_dim, ",
+                                     heads.head_dim, ", but is ", cos_sin.shape(1), "."));
+  }
+  const int num_tokens = qkv.shape(0), half = heads.head_dim / 2;
+  const mx::array all = mx::unflatten(qkv, 1, {-1, 2, half});
+  const mx::array cos = mx::expand_dims(columns(cos_sin, 0, half), {1, 2});
+  const mx::array sin = mx::expand_dims(columns(cos_sin, half, 2 * half), {1, 2});
+  const mx::array signs = mx::reshape(mx::array({-1.0f, 1.0f}), {1, 1, 2, 1});
+  static const auto compiled = mx::compile(rotated, /*shapeless=*/true);
+  // Queries and keys one by one, so that either lies together.
+  const auto turn = [&](int begin, int end) {
+    const mx::Shape shape{num_tokens, end - begin, 2, half};
+    const mx::array x = mx::slice(all, {0, begin, 0, 0}, {num_tokens, end, 2, half});
+    const mx::array swapped =  // from the second half on, backwards
+        mx::slice(all, {0, begin, 1, 0}, {num_tokens, end, -3, half}, {1, 1, -1, 1});
+    const std::vector<mx::array> result =
+        compiled({x, swapped, mx::broadcast_to(cos, shape), mx::broadcast_to(sin, shape),
+                  mx::broadcast_to(signs, shape)});
+    return mx::flatten(result.front(), 2, 3);
+  };
+  const int num_rotated = heads.num_heads + heads.num_kv_heads;
+  return {turn(0, heads.num_heads), turn(heads.num_heads, num_rotated),
+          mx::flatten(mx::slice(all, {0, num_rotated, 0, 0},
+                                {num_tokens, num_rotated + heads.num_kv_heads, 2, half}),
+                      2, 3)};
 }
 
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,

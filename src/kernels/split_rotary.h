@@ -28,6 +28,9 @@ struct QueryKeyValue {
 QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads);
 QueryKeyValue split_rotary_fallback(const mx::array& qkv, const mx::array& cos_sin,
                                     const HeadCounts& heads);
+// By one kernel, which MLX's compiler makes, where whole heads turn; for GPUs.
+QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_sin,
+                                    const HeadCounts& heads);
 
 // split_rotary and kv_write in one: rotated keys and values go to the cache rows of their tokens,
 // the handles of `view` are replaced (see kv_write), and the rotated queries are returned. One node

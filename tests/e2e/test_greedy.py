@@ -84,7 +84,5 @@ def test_default_dtype_where_a_step_is_decided(default_dtype_engine, reference, 
         if choices.margins[step] >= FLOAT16_RESOLUTION * choices.scales[step]
     ]
     assert len(decided) > NUM_TOKENS // 2
-    for (
-        step
-    ) in decided:  # the reference was given what came before, also where that was not decided
+    for step in decided:  # after whatever the answer had before
         assert answer[step] == choices.token_ids[step], step

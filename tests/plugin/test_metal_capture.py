@@ -16,12 +16,11 @@ def captured(fake_core, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "enabled", "captures"),
+    "case",  # back end, MTL_CAPTURE_ENABLED, whether it captures
     [("metal", "1", True), ("metal", "0", False), ("metal", None, False), ("cpu", "1", False)],
 )
-def test_metal_is_captured_where_the_system_allows_it(
-    captured, monkeypatch, tmp_path, backend, enabled, captures
-):
+def test_metal_is_captured_where_the_system_allows_it(captured, monkeypatch, tmp_path, case):
+    backend, enabled, captures = case
     monkeypatch.setattr("vllm_metal._core.device_info", lambda: {"backend": backend})
     monkeypatch.delenv("MTL_CAPTURE_ENABLED", raising=False)
     if enabled is not None:
@@ -31,4 +30,4 @@ def test_metal_is_captured_where_the_system_allows_it(
     started = [str(trace.path.with_suffix(".gputrace"))] if captures else []
     assert captured == started
     trace.write()
-    assert captured == (started + [None] if captures else [])
+    assert captured == ([*started, None] if captures else [])

@@ -57,6 +57,18 @@ TEST_P(SiluAndMul, FarFromZero) {
   expect_close(silu_and_mul(gate_up), reference(gate_up));
 }
 
+// On the CPU, where MLX compiles the same graph with a C++ compiler.
+TEST_P(SiluAndMul, CompiledItIsTheSame) {
+  for (int rows : {1, 7}) {  // compiled once for all shapes
+    const auto wide = random_array({rows, 90}, dtype(), 3);
+    for (const auto& gate_up : {wide, mx::slice(wide, {0, 7}, {rows, 61})}) {
+      const auto result = silu_and_mul_compiled(gate_up);
+      EXPECT_EQ(result.dtype(), dtype());
+      expect_close(result, reference(gate_up));
+    }
+  }
+}
+
 TEST_P(SiluAndMul, FallbackAgrees) {
   const auto gate_up = random_array({3, 130}, dtype(), 5, 3.0f);
   expect_close(silu_and_mul(gate_up), values_of(silu_and_mul_fallback(gate_up)),

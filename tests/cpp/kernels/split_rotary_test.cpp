@@ -86,6 +86,22 @@ TEST_P(SplitRotary, MatchesReference) {
   }
 }
 
+// On the CPU, where MLX compiles the same graph with a C++ compiler.
+TEST_P(SplitRotary, CompiledItIsTheSame) {
+  for (int num_tokens : {1, 7}) {  // compiled once for all shapes
+    for (const HeadCounts& heads : {HeadCounts{9, 3, 64}, HeadCounts{4, 4, 8}}) {
+      const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
+      const auto wide = random_array({num_tokens, width + 5}, dtype(), 1);
+      const auto qkv = mx::slice(wide, {0, 3}, {num_tokens, width + 3});
+      const auto cos_sin = rotary_angles(num_tokens, heads.head_dim, 1000);
+      const auto result = split_rotary_compiled(qkv, cos_sin, heads);
+      EXPECT_EQ(result.keys.shape(), (mx::Shape{num_tokens, heads.num_kv_heads, heads.head_dim}));
+      EXPECT_EQ(result.queries.dtype(), dtype());
+      expect_matches(result, reference(qkv, cos_sin, heads));
+    }
+  }
+}
+
 TEST_P(SplitRotary, ManyTokensOnSeveralThreads) {
   const HeadCounts heads{9, 3, 64};
   const auto qkv = random_array({150, 960}, dtype(), 2);
