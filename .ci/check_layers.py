@@ -2,8 +2,8 @@
 """Check that includes in src/ follow the one-way flow of docs/architecture.md.
 
 A folder includes only folders it is built on, headers do not include each other in a circle,
-only config/env reads the environment, nothing uses mx::compile or the wall clock, and no header
-asks for which device it is compiled or opens a namespace.
+only config/env reads the environment, only kernels/compile_op uses mx::compile, nothing uses the
+wall clock, and no header asks for which device it is compiled or opens a namespace.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def check_file(name: str, text: str, includes: list[str], known: dict[str, Path]
     code = COMMENT.sub("", text)
     if GETENV.search(code) and not name.startswith("config/env."):
         errors.append(f"{name}: getenv; read environment variables in config/env")
-    if MX_COMPILE.search(code):
+    if MX_COMPILE.search(code) and name != "kernels/compile_op.cpp":
         errors.append(f"{name}: mx::compile; on the CPU it runs a compiler when a program runs")
     if clock := WALL_CLOCK.search(code):
         errors.append(

@@ -6,6 +6,7 @@
 
 #include "common/text.h"
 #include "kernels/checks.h"
+#include "kernels/compile_op.h"
 #include "kernels/cpu/silu_and_mul.h"
 #include "kernels/device_kernels.h"
 
@@ -45,7 +46,7 @@ mx::array silu_and_mul_fallback(const mx::array& gate_up) {
 
 mx::array silu_and_mul_compiled(const mx::array& gate_up) {
   check_arguments(gate_up);
-  static const auto compiled = mx::compile(product, /*shapeless=*/true);
+  static const auto compiled = compile_op(product);
   return compiled(mx::split(gate_up, 2, -1)).front();
 }
 

@@ -6,6 +6,7 @@
 
 #include "common/text.h"
 #include "kernels/checks.h"
+#include "kernels/compile_op.h"
 #include "kernels/cpu/split_rotary.h"
 #include "kernels/device_kernels.h"
 #include "kernels/kv_write.h"
@@ -110,7 +111,7 @@ QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_s
   const mx::array cos = mx::expand_dims(columns(cos_sin, 0, half), {1, 2});
   const mx::array sin = mx::expand_dims(columns(cos_sin, half, 2 * half), {1, 2});
   const mx::array signs = mx::reshape(mx::array({-1.0f, 1.0f}), {1, 1, 2, 1});
-  static const auto compiled = mx::compile(rotated, /*shapeless=*/true);
+  static const auto compiled = compile_op(rotated);
   // Queries and keys one by one, so that either lies together.
   const auto turn = [&](int begin, int end) {
     const mx::Shape shape{num_tokens, end - begin, 2, half};
