@@ -61,7 +61,7 @@ THREADGROUP_ARRAY = re.compile(r"\bthreadgroup\s+(\w+)\s+(\w+)\s*\[([^\]]*)\]")
 
 def instantiations() -> list[str]:
     """A line for every kernel that a host may ask for."""
-    kernels = [("kv_write", dtype) for dtype in DTYPES]
+    kernels = [(name, dtype) for name in ("kv_write", "rotary_kv_write") for dtype in DTYPES]
     kernels += [("copy_blocks", word) for word in ("uint4", "ushort")]
     for dtype in DTYPES:
         for size in HEAD_DIMS:

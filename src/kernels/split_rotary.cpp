@@ -9,6 +9,7 @@
 #include "kernels/compile_op.h"
 #include "kernels/cpu/split_rotary.h"
 #include "kernels/device_kernels.h"
+#include "kernels/gpu/rotary_kv_write.h"
 #include "kernels/kv_write.h"
 
 namespace vllm_metal {
@@ -132,7 +133,8 @@ QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_s
 
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
                           KVView& view) {
-  if (!use_cpu_kernels()) {  // the two ops check what they are given
+  const bool on_gpu = use_gpu_cache_kernels(view.keys);
+  if (!use_cpu_kernels() && !on_gpu) {  // the two ops check what they are given
     auto [queries, keys, values] = split_rotary(qkv, cos_sin, heads);
     kv_write(view, keys, values);
     return queries;
@@ -141,6 +143,7 @@ mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const 
   check_arguments(kOp, qkv, cos_sin, heads);
   check_shape(kOp, "qkv", qkv, {view.layout.num_tokens(), qkv.shape(1)});
   check_cache_for_writing(kOp, view, heads.num_kv_heads, heads.head_dim, qkv.dtype());
+  if (on_gpu) return gpu::rotary_kv_write(qkv, cos_sin, heads, view);
   return cpu::rotary_kv_write(qkv, cos_sin, heads, view);
 }
 

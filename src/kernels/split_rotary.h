@@ -33,9 +33,9 @@ QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_s
                                     const HeadCounts& heads);
 
 // split_rotary and kv_write in one: rotated keys and values go to the cache rows of their tokens,
-// the handles of `view` are replaced (see kv_write), and the rotated queries are returned. One node
-// on the CPU; elsewhere the two ops.
-// Throws std::invalid_argument as the two ops do.
+// the handles of `view` are replaced (see kv_write), and the rotated queries are returned. One
+// node, or the two ops where a GPU does not take our kernels. Throws std::invalid_argument as the
+// two ops do.
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
                           KVView& view);
 

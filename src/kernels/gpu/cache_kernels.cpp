@@ -11,6 +11,10 @@ KernelUse write_kernel(mx::Dtype dtype) {
   return {{"kv_write", element_name(dtype)}, kWriteThreads};
 }
 
+KernelUse rotary_kernel(mx::Dtype dtype) {
+  return {{"rotary_kv_write", element_name(dtype)}, kWriteThreads};
+}
+
 KernelUse copy_kernel(bool wide) {
   return {{"copy_blocks", wide ? "uint4" : "ushort"}, kCopyThreads};
 }
@@ -32,8 +36,12 @@ KernelUse merge_kernel(mx::Dtype dtype, int head_dim) {
 }
 
 std::vector<KernelUse> cache_kernels(mx::Dtype dtype, int head_dim) {
-  std::vector<KernelUse> kernels = {write_kernel(dtype), copy_kernel(true), copy_kernel(false),
-                                    prefill_kernel(dtype, head_dim), merge_kernel(dtype, head_dim)};
+  std::vector<KernelUse> kernels = {write_kernel(dtype),
+                                    rotary_kernel(dtype),
+                                    copy_kernel(true),
+                                    copy_kernel(false),
+                                    prefill_kernel(dtype, head_dim),
+                                    merge_kernel(dtype, head_dim)};
   constexpr int kMaxHeads = 1 << 20;  // of a group: decode_heads has an end of its own
   for (int heads = 1; heads <= decode_heads(kMaxHeads, head_dim); heads *= 2)
     kernels.push_back(decode_kernel(dtype, head_dim, heads));

@@ -9,6 +9,7 @@
 namespace vllm_metal::gpu {
 
 KernelUse write_kernel(mx::Dtype dtype);
+KernelUse rotary_kernel(mx::Dtype dtype);
 KernelUse copy_kernel(bool wide);  // words of 16 bytes, else of 2
 KernelUse prefill_kernel(mx::Dtype dtype, int head_dim);
 KernelUse decode_kernel(mx::Dtype dtype, int head_dim, int heads);

@@ -7,6 +7,8 @@
 //
 // function<arguments>                        threads a group   groups (x, y)
 // kv_write<T>                                kWriteThreads     num_tokens, 1
+// rotary_kv_write<T>                         kWriteThreads     num_tokens, ceil((num_heads +
+//                                                              2 * num_kv_heads) / kRotaryHeads)
 // copy_blocks<Word>                          kCopyThreads      ceil(words_per_block /
 //                                                              kCopyWordsPerGroup), num_pairs
 // attention_prefill<T, head_dim, matrix>     kPrefillThreads   num_kv_heads, num_tiles
@@ -26,6 +28,11 @@
 //                    2 slot_mapping  int32 [num_tokens]; a negative slot is not written
 //                    3 key cache  4 value cache  [num_rows, num_kv_heads, head_dim]
 //                    5 KVWriteArguments
+// rotary_kv_write    0 qkv [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], contiguous
+//                    1 cos_sin float [num_tokens, rotary_dim], contiguous
+//                    2 slot_mapping  3 key cache  4 value cache  as for kv_write
+//                    5 queries [num_tokens, num_heads, head_dim], contiguous
+//                    6 RotaryKVWriteArguments
 // copy_blocks        0 key cache  1 value cache  [num_blocks, words_per_block]
 //                    2 BlockPair [num_pairs]; no target is a source or the target of another pair
 //                    3 CopyBlocksArguments
@@ -55,6 +62,7 @@ namespace gpu {
 enum : int32_t {
   kSimdWidth = 32,  // lanes of a simdgroup (a warp)
   kWriteThreads = 256,
+  kRotaryHeads = 8,  // query, key or value heads of a group
   kCopyThreads = 256,
   kCopyWordsPerGroup = 1024,
   kPrefillThreads = 128,
@@ -70,6 +78,14 @@ struct KVWriteArguments {
   int64_t cache_row_stride;  // between rows of the caches: num_kv_heads * head_dim
   int32_t num_kv_heads;
   int32_t head_dim;
+};
+
+struct RotaryKVWriteArguments {
+  int64_t cache_row_stride;  // between rows of the caches: num_kv_heads * head_dim
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t rotary_dim;  // first elements of a head that turn, an even number
 };
 
 struct BlockPair {

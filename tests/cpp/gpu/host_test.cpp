@@ -20,8 +20,11 @@
 #include "kernels/gpu/device.h"
 #include "kernels/gpu/kernel_guard.h"
 #include "kernels/gpu/kv_write.h"
+#include "kernels/gpu/rotary_kv_write.h"
 #include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
+#include "kernels/split_rotary.h"
+#include "selftest/rotary_angles.h"
 
 namespace gpu_harness {
 namespace {
@@ -78,6 +81,18 @@ void run_kv_write(Arguments& a) {
   const auto key_cache = a.pointer<T>(3), value_cache = a.pointer<T>(4);
   const auto arguments = a.value<gpu::KVWriteArguments>(5);
   a.run([&] { kernels::kv_write<T>(keys, values, slots, key_cache, value_cache, arguments); });
+}
+
+template <typename T>
+void run_rotary_kv_write(Arguments& a) {
+  const auto qkv = a.pointer<const T>(0);
+  const auto cos_sin = a.pointer<const float>(1);
+  const auto slots = a.pointer<const int>(2);
+  const auto key_cache = a.pointer<T>(3), value_cache = a.pointer<T>(4), queries = a.pointer<T>(5);
+  const auto arguments = a.value<gpu::RotaryKVWriteArguments>(6);
+  a.run([&] {
+    kernels::rotary_kv_write<T>(qkv, cos_sin, slots, key_cache, value_cache, queries, arguments);
+  });
 }
 
 template <typename Word>
@@ -138,6 +153,9 @@ void run_merge(Arguments& a) {
 const std::map<std::string, void (*)(Arguments&)> kKernels = {
     {"kv_write<float>", run_kv_write<float>},
     {"kv_write<bfloat>", run_kv_write<bfloat>},
+    {"rotary_kv_write<float>", run_rotary_kv_write<float>},
+    {"rotary_kv_write<half>", run_rotary_kv_write<half>},
+    {"rotary_kv_write<bfloat>", run_rotary_kv_write<bfloat>},
     {"copy_blocks<uint4>", run_copy_blocks<uint4>},
     {"copy_blocks<ushort>", run_copy_blocks<ushort>},
     {"attention_prefill<float, 64, true>", run_prefill<float, 64>},
@@ -278,6 +296,32 @@ TEST_F(GpuHost, WritesTokensOfAnyStrides) {
     EXPECT_EQ(cache.keys.data<void>(), memory);
     expect_equal(cache.keys, other.keys);
     expect_equal(cache.values, other.values);
+  }
+}
+
+TEST_F(GpuHost, RotatesAndWrites) {
+  const std::vector<int32_t> slots{9, 1, 7, 5, 0};
+  const BatchLayout layout = layout_of(slots);
+  for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    for (const HeadCounts& heads : {HeadCounts{9, 3, 64}, HeadCounts{2, 1, 10}}) {
+      for (int rotary_dim : {heads.head_dim, 6, 0}) {
+        const int width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
+        const auto wide = random_array({5, width + 3}, dtype, 1);
+        const auto qkv = mx::slice(wide, {0, 2}, {5, width + 2});
+        const auto cos_sin = selftest::rotary_angles(5, rotary_dim, 1000);
+        Cache cache = make_cache(10, heads.num_kv_heads, heads.head_dim, dtype);
+        Cache other = make_cache(10, heads.num_kv_heads, heads.head_dim, dtype);
+        const void* memory = cache.keys.data<void>();
+        KVView view{cache.keys, cache.values, layout}, other_view{other.keys, other.values, layout};
+        mx::array queries = gpu::rotary_kv_write(qkv, cos_sin, heads, view);
+        eval_on_gpu(queries);
+        const mx::array expected = rotary_kv_write(qkv, cos_sin, heads, other_view);
+        EXPECT_EQ(cache.keys.data<void>(), memory);
+        expect_close(queries, values_of(expected));
+        expect_close(cache.keys, values_of(other.keys));
+        expect_equal(cache.values, other.values);
+      }
+    }
   }
 }
 

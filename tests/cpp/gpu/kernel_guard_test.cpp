@@ -44,10 +44,10 @@ class KernelGuardTest : public testing::Test {
 TEST_F(KernelGuardTest, EachKernelIsCompiledOnce) {
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(guard_.allows(mx::float16, 192));
   EXPECT_THAT(compiled_,
-              ElementsAre("kv_write<half>", "copy_blocks<uint4>", "copy_blocks<ushort>",
-                          "attention_prefill<half, 192, true>", "attention_merge<half, 192>",
-                          "attention_decode<half, 192, 1>", "attention_decode<half, 192, 2>",
-                          "attention_decode<half, 192, 4>"));
+              ElementsAre("kv_write<half>", "rotary_kv_write<half>", "copy_blocks<uint4>",
+                          "copy_blocks<ushort>", "attention_prefill<half, 192, true>",
+                          "attention_merge<half, 192>", "attention_decode<half, 192, 1>",
+                          "attention_decode<half, 192, 2>", "attention_decode<half, 192, 4>"));
   compiled_.clear();
   EXPECT_TRUE(guard_.allows(mx::float16, 64));  // shares those without a head size
   EXPECT_THAT(compiled_,

@@ -11,6 +11,7 @@ namespace kernels {
 // clang-format off
 #include "kernels/gpu/cache_rows.metal"
 #include "kernels/gpu/kv_write.metal"
+#include "kernels/gpu/rotary_kv_write.metal"
 #include "kernels/gpu/copy_blocks.metal"
 #include "kernels/gpu/fragment.metal"
 #include "kernels/gpu/attention_scores.metal"

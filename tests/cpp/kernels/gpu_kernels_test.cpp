@@ -20,6 +20,7 @@
 #include "kernels/split_rotary.h"
 #include "kernels/table_cases.h"
 #include "kernels/varlen_attention.h"
+#include "selftest/rotary_angles.h"
 
 namespace vllm_metal {
 namespace {
@@ -64,6 +65,34 @@ TEST_F(GpuKernels, WritesRowsInPlace) {
     EXPECT_EQ(memory_of(cache.keys), memory);
     EXPECT_EQ(values_of(cache.keys), expected_keys);
     EXPECT_EQ(values_of(cache.values), expected_values);
+  }
+}
+
+TEST_F(GpuKernels, RotatesAndWritesInPlace) {
+  std::vector<int32_t> slots(300);
+  std::iota(slots.begin(), slots.end(), 10);
+  std::shuffle(slots.begin(), slots.end(), std::mt19937(1));
+  const HeadCounts heads{9, 3, 80};
+  for (mx::Dtype dtype : kDtypes) {
+    for (int rotary_dim : {80, 32}) {
+      const auto qkv = random_array({300, 15 * 80}, dtype, 1);
+      const auto cos_sin = selftest::rotary_angles(300, rotary_dim, 1000);
+      const auto expected = split_rotary_fallback(qkv, cos_sin, heads);
+      Cache cache = make_cache(320, 3, 80, dtype);
+      const auto keys = with_rows(values_of(cache.keys), values_of(expected.keys), slots);
+      const auto values = with_rows(values_of(cache.values), values_of(expected.values), slots);
+      const void* memory = memory_of(cache.keys);
+      const BatchLayout layout = layout_of(slots);
+      KVView view{cache.keys, cache.values, layout};
+      const auto queries = rotary_kv_write(qkv, cos_sin, heads, view);
+      mx::eval(queries, cache.keys, cache.values);
+      EXPECT_EQ(memory_of(cache.keys), memory);
+      const Tolerance once = tolerance_of(dtype);
+      const Tolerance twice{2 * once.relative, 2 * once.absolute};
+      expect_close(values_of(queries), values_of(expected.queries), twice);
+      expect_close(values_of(cache.keys), keys, twice);
+      EXPECT_EQ(values_of(cache.values), values);
+    }
   }
 }
 
