@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Runs the built tests: run_tests.sh [all|fast]. All kinds run even if one fails. Those end to end
-# run beside the others, since both wait for servers and imports much of the time; what they print
-# comes at the end.
+# run beside the others, and those of the paged KV cache beside the rest of them, since all wait for
+# servers and imports much of the time; what they print comes at the end.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 build=build/release
-log=build/e2e.log
 python=.venv/bin/python
 result=0
-e2e=
+e2e=()
 
 # An interrupted pytest stops its servers.
-trap '[[ -z $e2e ]] || kill -INT "$e2e" 2>/dev/null' EXIT
+trap '((${#e2e[@]} == 0)) || kill -INT "${e2e[@]}" 2>/dev/null' EXIT
 
 case ${1-all} in
   all)
     others=(--ignore=tests/e2e)
-    "$python" -m pytest tests/e2e >"$log" 2>&1 &
-    e2e=$!
+    for which in "not paged" paged; do
+      "$python" -m pytest tests/e2e -k "$which" >"build/e2e $which.log" 2>&1 &
+      e2e+=("$!")
+    done
     ;;
   fast) others=(-m "not slow") ;;
   *)
@@ -31,10 +32,12 @@ esac
 .venv/bin/ctest --test-dir "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --output-on-failure ||
   result=1
 "$python" -m pytest "${others[@]}" || result=1
-if [[ -n $e2e ]]; then
-  echo "==> end to end, until now in $log"
-  wait "$e2e" || result=1
-  e2e=
-  cat "$log"
+if ((${#e2e[@]} > 0)); then
+  echo "==> end to end, until now in build/e2e *.log"
+  for process in "${e2e[@]}"; do
+    wait "$process" || result=1
+  done
+  e2e=()
+  cat "build/e2e not paged.log" "build/e2e paged.log"
 fi
 exit "$result"
