@@ -216,7 +216,7 @@ def prepare(level: str, new_venv: bool, works: bool, more_problems: list[Problem
     uv = uv_tool.find_uv()
     python = os.environ.get("PYTHON") if new_venv else str(VENV_PYTHON)
     interpreter = check_machine(uv, python, not works, more_problems)
-    uv = uv or uv_tool.install_uv()
+    uv = uv or uv_tool.ensure_uv()
     if new_venv:
         create_venv(uv, interpreter or uv_tool.managed_python(uv))
     return uv
