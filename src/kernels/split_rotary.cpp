@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/split_rotary.h"
 
+#include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "common/text.h"
@@ -145,6 +147,17 @@ mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const 
   check_cache_for_writing(kOp, view, heads.num_kv_heads, heads.head_dim, qkv.dtype());
   if (on_gpu) return gpu::rotary_kv_write(qkv, cos_sin, heads, view);
   return cpu::rotary_kv_write(qkv, cos_sin, heads, view);
+}
+
+mx::array rotary_kv_write_node(std::shared_ptr<mx::Primitive> primitive, const mx::array& qkv,
+                               const mx::array& cos_sin, const HeadCounts& heads, KVView& view) {
+  auto outputs = mx::array::make_arrays(
+      {{qkv.shape(0), heads.num_heads, heads.head_dim}, view.keys.shape(), view.values.shape()},
+      {qkv.dtype(), view.keys.dtype(), view.values.dtype()}, std::move(primitive),
+      {qkv, cos_sin, view.keys, view.values, view.layout.slot_mapping_array});
+  view.keys = std::move(outputs[1]);
+  view.values = std::move(outputs[2]);
+  return std::move(outputs[0]);
 }
 
 }  // namespace vllm_metal

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
+
 #include "common/mlx.h"
 #include "kernels/kv_view.h"
 
@@ -38,5 +40,10 @@ QueryKeyValue split_rotary_compiled(const mx::array& qkv, const mx::array& cos_s
 // two ops do.
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
                           KVView& view);
+
+// The graph node of rotary_kv_write that a device's `primitive` computes: from {qkv, cos_sin, key
+// cache, value cache, slot_mapping} the queries and both caches, whose handles it replaces.
+mx::array rotary_kv_write_node(std::shared_ptr<mx::Primitive> primitive, const mx::array& qkv,
+                               const mx::array& cos_sin, const HeadCounts& heads, KVView& view);
 
 }  // namespace vllm_metal

@@ -87,13 +87,7 @@ QueryKeyValue split_rotary(const mx::array& qkv, const mx::array& cos_sin,
 
 mx::array rotary_kv_write(const mx::array& qkv, const mx::array& cos_sin, const HeadCounts& heads,
                           KVView& view) {
-  auto outputs = mx::array::make_arrays(
-      {{qkv.shape(0), heads.num_heads, heads.head_dim}, view.keys.shape(), view.values.shape()},
-      {qkv.dtype(), view.keys.dtype(), view.values.dtype()}, std::make_shared<RotaryKVWrite>(heads),
-      {qkv, cos_sin, view.keys, view.values, view.layout.slot_mapping_array});
-  view.keys = std::move(outputs[1]);
-  view.values = std::move(outputs[2]);
-  return std::move(outputs[0]);
+  return rotary_kv_write_node(std::make_shared<RotaryKVWrite>(heads), qkv, cos_sin, heads, view);
 }
 
 }  // namespace vllm_metal::cpu
