@@ -8,6 +8,12 @@
 
 namespace vllm_metal {
 
+// Tokens of a step whose hidden states are wanted, where not all are: the last ones of requests.
+struct OutputTokens {
+  mx::array rows;      // int32 [num_outputs] among the tokens of the step
+  BatchLayout layout;  // of them alone
+};
+
 // What a forward pass knows of its step besides the token ids: where the tokens stand in their
 // requests and where their keys and values go. Passed explicitly to every layer.
 struct ForwardContext {
@@ -16,6 +22,7 @@ struct ForwardContext {
   const std::vector<int32_t>& request_lens;  // [num_requests] tokens known of each request, prompt
                                              // and generated, computed or not
   KVCache& cache;
+  const OutputTokens* outputs = nullptr;  // null: all tokens are
 };
 
 }  // namespace vllm_metal

@@ -2,6 +2,7 @@
 #include "kernels/kv_view.h"
 
 #include <cassert>
+#include <cstddef>
 #include <utility>
 
 #include "kernels/device_kernels.h"
@@ -43,6 +44,22 @@ int64_t BatchLayout::row(int request, int64_t position) const {
   const int32_t* table = block_tables.data() + static_cast<size_t>(request) * blocks_per_request();
   if (block_size == 0) return table[0] + position;
   return static_cast<int64_t>(table[position / block_size]) * block_size + position % block_size;
+}
+
+BatchLayout layout_of_last_tokens(const BatchLayout& layout, const std::vector<int>& requests) {
+  const auto width = static_cast<size_t>(layout.blocks_per_request());
+  std::vector<int32_t> query_starts{0}, context_lens, slot_mapping, block_tables;
+  for (const int request : requests) {
+    const auto i = static_cast<size_t>(request);
+    query_starts.push_back(query_starts.back() + 1);
+    context_lens.push_back(layout.context_lens[i]);
+    slot_mapping.push_back(
+        layout.slot_mapping[static_cast<size_t>(layout.query_starts[i + 1]) - 1]);
+    const auto table = layout.block_tables.begin() + static_cast<std::ptrdiff_t>(i * width);
+    block_tables.insert(block_tables.end(), table, table + static_cast<std::ptrdiff_t>(width));
+  }
+  return BatchLayout(std::move(query_starts), std::move(context_lens), std::move(slot_mapping),
+                     std::move(block_tables), layout.block_size);
 }
 
 void write_caches(std::shared_ptr<mx::Primitive> primitive, mx::array& keys, mx::array& values,

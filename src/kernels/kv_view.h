@@ -52,6 +52,10 @@ struct BatchLayout {
   mutable std::vector<std::shared_ptr<const gpu::StepPlan>> gpu_plans;
 };
 
+// The last tokens of some requests of a step, as if they were the step.
+//   requests  indices into the step's
+BatchLayout layout_of_last_tokens(const BatchLayout& layout, const std::vector<int>& requests);
+
 // One layer's cache, as the ops of attention see it.
 struct KVView {
   mx::array& keys;    // [num_rows, num_kv_heads, head_dim]; kv_write replaces the handle

@@ -19,10 +19,13 @@ Attention Attention::load(LoadContext& load, const std::string& name,
 }
 
 mx::array Attention::operator()(const mx::array& x, const mx::array& cos_sin,
-                                ForwardContext& context) const {
+                                ForwardContext& context, const OutputTokens* outputs) const {
   KVView cache = context.cache.view(config_.layer, context.layout);
-  const mx::array queries = rotary_kv_write(qkv_(x), cos_sin, config_.heads, cache);
-  const mx::array attended = varlen_attention(queries, cache, {.scale = config_.scale});
+  mx::array queries = rotary_kv_write(qkv_(x), cos_sin, config_.heads, cache);
+  if (outputs != nullptr) queries = mx::take(queries, outputs->rows, 0);
+  const BatchLayout& layout = outputs != nullptr ? outputs->layout : context.layout;
+  KVView of_queries{cache.keys, cache.values, layout};
+  const mx::array attended = varlen_attention(queries, of_queries, {.scale = config_.scale});
   return output_(
       mx::reshape(attended, {attended.shape(0), config_.heads.num_heads * config_.heads.head_dim}));
 }

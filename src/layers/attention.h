@@ -23,8 +23,10 @@ class Attention {
 
   // x        [num_tokens, hidden_size]
   // cos_sin  float32 [num_tokens, rotary_dim], from RotaryEmbedding
-  // returns  [num_tokens, hidden_size]
-  mx::array operator()(const mx::array& x, const mx::array& cos_sin, ForwardContext& context) const;
+  // outputs  the tokens that attend; null: all. The keys and values of all are written.
+  // returns  [num_tokens or num_outputs, hidden_size]
+  mx::array operator()(const mx::array& x, const mx::array& cos_sin, ForwardContext& context,
+                       const OutputTokens* outputs = nullptr) const;
 
  private:
   Attention(const AttentionConfig& config, Linear qkv, Linear output)

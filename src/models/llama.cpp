@@ -60,9 +60,13 @@ class LlamaModel final : public Model {
     mx::array x = layers_.front().input_layernorm(residual);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const LlamaBlock& block = layers_[i];
-      const RMSNorm& next_norm = i + 1 < layers_.size() ? layers_[i + 1].input_layernorm : norm_;
-      std::tie(residual, x) =
-          block.post_attention_layernorm(block.self_attn(x, cos_sin, context), residual);
+      const bool is_last = i + 1 == layers_.size();
+      const RMSNorm& next_norm = is_last ? norm_ : layers_[i + 1].input_layernorm;
+      // No layer reads what the last one makes of the other tokens, but for keys and values.
+      const OutputTokens* outputs = is_last ? context.outputs : nullptr;
+      const mx::array attended = block.self_attn(x, cos_sin, context, outputs);
+      if (outputs != nullptr) residual = mx::take(residual, outputs->rows, 0);
+      std::tie(residual, x) = block.post_attention_layernorm(attended, residual);
       std::tie(residual, x) = next_norm(block.mlp(x), residual);
     }
     return x;

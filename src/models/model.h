@@ -15,7 +15,7 @@ class Model {
   virtual ~Model() = default;
 
   // Writes the keys and values of the step's tokens into the cache and returns the final hidden
-  // states, normalised: [num_tokens, hidden_size].
+  // states, normalised, of all tokens or of the context's outputs: [num_rows, hidden_size].
   //   token_ids  int32 [num_tokens]
   virtual mx::array forward(const mx::array& token_ids, ForwardContext& context) const = 0;
 

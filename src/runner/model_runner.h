@@ -85,6 +85,8 @@ class ModelRunner {
   size_t weight_bytes() const { return executor_.weight_bytes(); }
   size_t kv_cache_bytes() { return executor_.kv_cache_bytes(); }
   size_t prefix_cache_bytes() { return executor_.prefix_cache_bytes(); }
+  // See StepExecutor.
+  void find_tokens_on_device(bool enabled) { executor_.find_tokens_on_device(enabled); }
   // Graph nodes that the last forward pass evaluated, if counted, which takes time.
   void count_nodes(bool enabled) { executor_.count_nodes(enabled); }
   size_t last_step_nodes() { return executor_.last_step_nodes(); }

@@ -25,6 +25,34 @@ mx::array int32_array(const std::vector<int32_t>& values) {
 
 constexpr int32_t kMaxScoredRows = 64;  // of a prompt, whose logits exist at a time
 
+// Whether the next tokens follow from the logits alone.
+bool are_most_likely(const DrawTask& task) {
+  return !task.rows.empty() && std::ranges::all_of(task.rows, [](const DrawTask::Row& row) {
+    return !row.given_token && row.bitmask_row < 0 && row.state->params().takes_most_likely();
+  });
+}
+
+// [num_rows, vocab_size] -> int32 [num_rows], the lowest id of equal logits, as sample_row takes it
+mx::array most_likely_tokens(const mx::array& logits) {
+  return mx::view(mx::argmax(logits, 1), mx::int32);
+}
+
+// Of a step whose hidden states are not wanted of all tokens.
+std::optional<OutputTokens> find_outputs(const PackedStep& step, const BatchLayout& layout) {
+  if (step.sample_rows.size() == step.token_ids.size() || !step.prompt_rows.empty()) return {};
+  std::vector<int32_t> rows = step.sample_rows;
+  std::vector<int> requests;
+  for (int i = 0; i < layout.num_requests() && requests.size() < rows.size(); ++i) {
+    const int32_t last = layout.query_starts[static_cast<size_t>(i) + 1] - 1;
+    if (last == rows[requests.size()]) requests.push_back(i);
+  }
+  if (rows.empty()) {  // chunks of prompts: the step still needs an end
+    rows.push_back(layout.num_tokens() - 1);
+    requests.push_back(layout.num_requests() - 1);
+  }
+  return OutputTokens{int32_array(rows), layout_of_last_tokens(layout, requests)};
+}
+
 // The calling thread's: of the device, and of the CPU, where tokens are drawn.
 void wait_for_streams() {
   mx::synchronize();
@@ -46,7 +74,10 @@ bool host_waits_for_tokens(size_t tokens_of_last_step) {
 
 StepExecutor::StepExecutor(const std::filesystem::path& model_dir, const ModelConfig& config,
                            mx::Dtype dtype, LoadCallbacks callbacks)
-    : model_dir_(model_dir), config_(config), dtype_(dtype) {
+    : model_dir_(model_dir),
+      config_(config),
+      dtype_(dtype),
+      find_tokens_on_device_(mx::default_device() == mx::Device::gpu) {
   load_weights(std::move(callbacks));
 }
 
@@ -170,8 +201,10 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
       launched_.reset();
       const cpu::NoteKernelErrors noted(step.kernel_errors);
       task->kernel_errors = step.kernel_errors;
-      last_tokens_ = draw_tokens(step.logits, step.nodes, task);
-      mx::async_eval({*last_tokens_});
+      last_tokens_on_device_ = find_tokens_on_device_ && are_most_likely(*task);
+      const mx::array drawn = draw_tokens(step.logits, step.nodes, task);
+      last_tokens_ = last_tokens_on_device_ ? most_likely_tokens(step.logits) : drawn;
+      mx::async_eval({*last_tokens_, drawn});
     } catch (...) {
       task->fail(std::current_exception());
       last_tokens_ = mx::zeros({std::max(static_cast<int>(task->rows.size()), 1)}, mx::int32);
@@ -180,6 +213,10 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
 }
 
 void StepExecutor::synchronize() { thread_.run(wait_for_streams); }
+
+void StepExecutor::find_tokens_on_device(bool enabled) {
+  thread_.run([&] { find_tokens_on_device_ = enabled; });
+}
 
 void StepExecutor::count_nodes(bool enabled) {
   thread_.run([&] { count_nodes_ = enabled; });
@@ -280,21 +317,26 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
     prefix_cache_->load(*contiguous_cache_, loads);
     loads_under_way_ = true;
   }
-  ForwardContext context{layout, step.positions, step.request_lens, *cache_};
+  const std::optional<OutputTokens> outputs = find_outputs(step, layout);
+  ForwardContext context{layout, step.positions, step.request_lens, *cache_,
+                         outputs ? &*outputs : nullptr};
   const mx::array hidden = model_->forward(input_ids(step), context);
   const bool has_samples = !step.sample_rows.empty();
   // A step of unfinished prefill chunks still fills the cache.
-  Launched launched{has_samples ? logits_of_rows(hidden, step.sample_rows) : hidden,
-                    score_prompts(hidden, step), has_samples, cpu::current_kernel_errors()};
-  std::vector<mx::array> outputs = launched.nodes;
-  outputs.push_back(launched.logits);
-  if (count_nodes_) last_step_nodes_ = graph_size(outputs);
-  if (!step.pending.empty() && host_waits_for_tokens(tokens_of_last_step_) &&
+  mx::array logits = hidden;
+  if (has_samples) logits = outputs ? logits_of(hidden) : logits_of_rows(hidden, step.sample_rows);
+  Launched launched{std::move(logits), score_prompts(hidden, step), has_samples,
+                    cpu::current_kernel_errors()};
+  std::vector<mx::array> nodes = launched.nodes;
+  nodes.push_back(launched.logits);
+  if (count_nodes_) last_step_nodes_ = graph_size(nodes);
+  if (!step.pending.empty() && !last_tokens_on_device_ &&
+      host_waits_for_tokens(tokens_of_last_step_) &&
       last_tokens_->status() != mx::array::Status::unscheduled) {  // drawn, not made up
     last_tokens_->wait();
   }
   tokens_of_last_step_ = step.token_ids.size();
-  mx::async_eval(outputs);
+  mx::async_eval(nodes);
   if (keep_logits_ && has_samples) last_logits_ = launched.logits;
   return launched;
 }
@@ -320,8 +362,11 @@ mx::array StepExecutor::input_ids(const PackedStep& step) const {
 mx::array StepExecutor::logits_of_rows(const mx::array& hidden,
                                        const std::vector<int32_t>& rows) const {
   const bool all = rows.size() == static_cast<size_t>(hidden.shape(0));
-  const mx::array picked = all ? hidden : mx::take(hidden, int32_array(rows), 0);
-  return mx::astype(model_->logits(picked), mx::float32);
+  return logits_of(all ? hidden : mx::take(hidden, int32_array(rows), 0));
+}
+
+mx::array StepExecutor::logits_of(const mx::array& hidden) const {
+  return mx::astype(model_->logits(hidden), mx::float32);
 }
 
 std::vector<mx::array> StepExecutor::score_prompts(const mx::array& hidden,

@@ -55,6 +55,9 @@ class StepExecutor {
   void draw(std::shared_ptr<DrawTask> task);
   // Waits for all that was launched and drawn.
   void synchronize();
+  // Whether tokens that are just the most likely are found on the device as well, for the next step
+  // to go on from without waiting for the CPU. By default on a GPU.
+  void find_tokens_on_device(bool enabled);
 
   // Graph nodes that the last forward pass evaluated; counted only when asked for, since it walks
   // the graph.
@@ -82,6 +85,7 @@ class StepExecutor {
   void leave_memory_to_mlx(const PackedStep& step);  // throws std::runtime_error
   Launched forward(const PackedStep& step, const std::vector<CachedBlocks>& loads);
   mx::array input_ids(const PackedStep& step) const;
+  mx::array logits_of(const mx::array& hidden) const;
   mx::array logits_of_rows(const mx::array& hidden, const std::vector<int32_t>& rows) const;
   std::vector<mx::array> score_prompts(const mx::array& hidden, const PackedStep& step) const;
   Launched& launched();
@@ -97,9 +101,12 @@ class StepExecutor {
   std::unique_ptr<PrefixCache> prefix_cache_;
   std::optional<Launched> launched_;
   std::exception_ptr launch_error_;
-  int launches_until_clear_ = 0;          // of what MLX keeps; 0: none
-  bool loads_under_way_ = false;          // perhaps
-  std::optional<mx::array> last_tokens_;  // int32, what the last draw_tokens returned
+  int launches_until_clear_ = 0;  // of what MLX keeps; 0: none
+  bool loads_under_way_ = false;  // perhaps
+  bool find_tokens_on_device_;
+  // int32, what the last draw_tokens returned, or the same found on the device
+  std::optional<mx::array> last_tokens_;
+  bool last_tokens_on_device_ = false;
   size_t tokens_of_last_step_ = 0;
   bool count_nodes_ = false;
   size_t last_step_nodes_ = 0;

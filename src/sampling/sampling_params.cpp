@@ -75,6 +75,12 @@ void check_scores(const SamplingParams& params) {
 
 }  // namespace
 
+bool SamplingParams::takes_most_likely() const {
+  return is_greedy() && presence_penalty == 0 && frequency_penalty == 0 &&
+         repetition_penalty == 1 && logit_bias.empty() && !allowed_token_ids &&
+         bad_words_token_ids.empty() && min_tokens == 0 && !has_grammar && !thinking_token_budget;
+}
+
 void SamplingParams::validate() const {
   check_distribution(*this);
   check_penalties(*this);

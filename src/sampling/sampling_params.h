@@ -42,6 +42,8 @@ struct SamplingParams {
 
   static constexpr float kGreedyTemperature = 1e-5f;
   bool is_greedy() const { return temperature < kGreedyTemperature; }
+  // Whether each token is the most likely of the model's logits as they are.
+  bool takes_most_likely() const;
 
   // Throws std::invalid_argument naming the parameter, its value and what is allowed.
   void validate() const;

@@ -109,6 +109,52 @@ TEST(Llama, QuantisedWeightsGiveTheLogitsOfTheirDequantisedTwins) {
   }
 }
 
+// Three requests, whose keys and values are as if all outputs were wanted.
+TEST(Llama, OutputsOfSomeRequestsAreThoseOfAll) {
+  TempDir dir;
+  TinyLlama tiny{.num_layers = 3, .attention_bias = true};
+  tiny.write(dir);
+  const auto model = load(dir, tiny.config_json(), mx::float32);
+  const std::vector<int32_t> starts{0, 5, 6, 13}, lens{5, 1, 7};
+  std::vector<int32_t> positions, tokens(13), slots, tables;
+  std::iota(tokens.begin(), tokens.end(), 20);
+  struct Result {
+    mx::array hidden, keys, values;
+  };
+  const auto run = [&](std::vector<int> requests, std::vector<int32_t> rows) {
+    ContiguousKVCache cache(model->kv_cache_spec(), 1024, 16);
+    positions.clear(), slots.clear(), tables.clear();
+    for (size_t i = 0; i < lens.size(); ++i) {
+      cache.reserve(i + 1, lens[i]);
+      tables.push_back(cache.first_row(i + 1));
+      for (int32_t position = 0; position < lens[i]; ++position) {
+        positions.push_back(position);
+        slots.push_back(tables.back() + position);
+      }
+    }
+    const BatchLayout layout(starts, lens, slots, tables, 0);
+    const OutputTokens outputs{mx::array(rows.begin(), {static_cast<int>(rows.size())}, mx::int32),
+                               layout_of_last_tokens(layout, requests)};
+    ForwardContext context{layout, positions, lens, cache,
+                           requests.size() < 3 ? &outputs : nullptr};
+    mx::array hidden = model->forward(mx::array(tokens.begin(), {13}, mx::int32), context);
+    if (context.outputs == nullptr) hidden = mx::take(hidden, outputs.rows, 0);
+    hidden.eval();
+    const KVView last = cache.view(2, layout);
+    const mx::array written(slots.begin(), {13}, mx::int32);
+    return Result{hidden, mx::take(last.keys, written, 0), mx::take(last.values, written, 0)};
+  };
+  const Result all = run({0, 1, 2}, {4, 5, 12});
+  const Result some = run({0, 2}, {4, 12});
+  const auto is_close = [](const mx::array& a, const mx::array& b) {
+    return mx::allclose(a, b, 1e-5, 1e-6).item<bool>();
+  };
+  EXPECT_EQ(some.hidden.shape(), (mx::Shape{2, tiny.hidden_size}));
+  EXPECT_TRUE(is_close(some.hidden, mx::take(all.hidden, mx::array({0, 2}), 0)));
+  EXPECT_TRUE(is_close(some.keys, all.keys));
+  EXPECT_TRUE(is_close(some.values, all.values));
+}
+
 TEST(Llama, PaddedVocabularyIsCutOff) {
   TempDir dir;
   TinyLlama tiny{.tied = false};

@@ -2,6 +2,7 @@
 // Steps launched before the tokens of the step before are known.
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "common/mlx_buffer.h"
@@ -50,16 +51,26 @@ class OverlapTest : public testing::Test {
   std::unique_ptr<ModelRunner> runner_;
 };
 
-TEST_F(OverlapTest, TokensAreThoseOfStepsThatWait) {
+// Who draws: only greedy requests, whose tokens are found on the device, or others too.
+enum class Drawing { kCpu, kDevice, kDeviceNowAndThen };
+
+class OverlapDrawing : public OverlapTest, public testing::WithParamInterface<Drawing> {};
+
+TEST_P(OverlapDrawing, TokensAreThoseOfStepsThatWait) {
   constexpr int kRequests = 10, kTokens = 12;
   std::vector<Tokens> prompts, expected, generated(kRequests);
   std::vector<SamplingParams> sampling;
   for (int r = 0; r < kRequests; ++r) {
-    sampling.push_back(r % 2 == 0 ? kGreedy
-                                  : SamplingParams{.temperature = 0.8f, .seed = int64_t{r}});
+    // Before the third has come and once it is gone, all are greedy.
+    const bool is_greedy = GetParam() == Drawing::kDeviceNowAndThen ? r != 2 : r % 2 == 0;
+    sampling.push_back(is_greedy || GetParam() == Drawing::kDevice
+                           ? kGreedy
+                           : SamplingParams{.temperature = 0.8f, .seed = int64_t{r}});
     prompts.push_back(prompt(r, 1 + 7 * r));
+    runner_->find_tokens_on_device(false);
     expected.push_back(alone(prompts.back(), kTokens, sampling.back()));
   }
+  runner_->find_tokens_on_device(GetParam() != Drawing::kCpu);
   // Requests join one a step, prompts come in chunks of 16, and now and then a decode is left out:
   // tokens come from the step before, from older ones and from the host. Output is read two steps
   // late.
@@ -96,6 +107,66 @@ TEST_F(OverlapTest, TokensAreThoseOfStepsThatWait) {
   read(started[started.size() - 2]);
   read(started.back());
   for (size_t r = 0; r < kRequests; ++r) EXPECT_EQ(generated[r], expected[r]) << r;
+}
+
+INSTANTIATE_TEST_SUITE_P(Drawing, OverlapDrawing,
+                         testing::Values(Drawing::kCpu, Drawing::kDevice,
+                                         Drawing::kDeviceNowAndThen));
+
+// Two requests of a model with a row of its head in place of others; the second step of both.
+struct Continued {
+  std::vector<int32_t> token_ids;
+  mx::array logits;
+};
+
+Continued continue_on_device(const std::vector<float>& head_row, int32_t first_row,
+                             bool on_device) {
+  const test::TinyLlama tiny{.tied = false};
+  auto tensors = tiny.tensors();
+  mx::array& head = tensors.at("lm_head.weight");
+  const int count = tiny.vocab_size - first_row;
+  const mx::array row(head_row.begin(), {1, tiny.hidden_size}, mx::float32);
+  head = mx::slice_update(head, mx::broadcast_to(row, {count, tiny.hidden_size}),
+                          mx::Shape{first_row, 0}, mx::Shape{tiny.vocab_size, tiny.hidden_size});
+  head.eval();
+  test::TempDir dir;
+  test::write_safetensors(dir.path() / "model.safetensors", tensors);
+  ModelRunner runner({dir.path(), Json::parse(tiny.config_json()), mx::float32, {}, {}});
+  runner.initialize_kv_cache(1000, 16);
+  runner.find_tokens_on_device(on_device);
+  runner.keep_logits(true);
+  runner.launch({.new_requests = {{"a", {1, 2, 3}, kGreedy}, {"b", {4, 5}, kGreedy}},
+                 .scheduled = {{"a", 0, 3}, {"b", 0, 2}}});
+  const PendingOutput first = runner.draw();
+  runner.launch({.scheduled = {{"a", 3, 1}, {"b", 2, 1}}});
+  const PendingOutput second = runner.draw();
+  Continued result{first.get()->token_ids, *runner.last_logits()};
+  for (const int32_t token : second.get()->token_ids) result.token_ids.push_back(token);
+  return result;
+}
+
+TEST(TokensOnDevice, AreTheLowestIdsOfEqualLogits) {
+  const std::vector<float> zeros(64, 0.0f);
+  const Continued on_cpu = continue_on_device(zeros, 0, false);
+  const Continued on_device = continue_on_device(zeros, 0, true);
+  EXPECT_EQ(on_cpu.token_ids, (std::vector<int32_t>{0, 0, 0, 0}));
+  EXPECT_EQ(on_device.token_ids, on_cpu.token_ids);
+}
+
+TEST(TokensOnDevice, GoIntoTheNextStep) {
+  const std::vector<float> zeros(64, 0.0f);
+  const Continued on_cpu = continue_on_device(zeros, 120, false);
+  const Continued on_device = continue_on_device(zeros, 120, true);
+  EXPECT_EQ(on_device.token_ids, on_cpu.token_ids);
+  EXPECT_TRUE(mx::array_equal(on_device.logits, on_cpu.logits).item<bool>());
+}
+
+TEST(TokensOnDevice, OfNanAreTokensAllTheSame) {
+  const std::vector<float> nan(64, NAN);
+  for (const int32_t first_row : {0, 64}) {
+    const Continued failed = continue_on_device(nan, first_row, true);
+    EXPECT_EQ(failed.token_ids, std::vector<int32_t>(4, SampleOutput::kFailed));
+  }
 }
 
 TEST_F(OverlapTest, AStepUnderWayDoesNotReachARequestThatResumed) {

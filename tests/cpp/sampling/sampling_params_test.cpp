@@ -83,6 +83,31 @@ TEST(SamplingParams, NamesListsAndCountsThatItRefuses) {
               AllOf(HasSubstr("a multiple of prompt_logprob_ids_per_row = 2"), HasSubstr("got 3")));
 }
 
+TEST(SamplingParams, TakesTheMostLikelyUnlessSomethingEditsTheLogits) {
+  const SamplingParams greedy{.temperature = 0};
+  EXPECT_TRUE(greedy.takes_most_likely());
+  const auto with = [&](auto change) {
+    SamplingParams params = greedy;
+    change(params);
+    return params.takes_most_likely();
+  };
+  // What only asks for scores, or filters what is not drawn from.
+  EXPECT_TRUE(with([](auto& p) { p.num_logprobs = 5; }));
+  EXPECT_TRUE(with([](auto& p) { p.all_stop_token_ids = {2}; }));
+  EXPECT_TRUE(with([](auto& p) { p.top_k = 3, p.top_p = 0.5f, p.min_p = 0.1f; }));
+
+  EXPECT_FALSE(with([](auto& p) { p.temperature = 1; }));
+  EXPECT_FALSE(with([](auto& p) { p.presence_penalty = 0.5f; }));
+  EXPECT_FALSE(with([](auto& p) { p.frequency_penalty = -0.5f; }));
+  EXPECT_FALSE(with([](auto& p) { p.repetition_penalty = 1.1f; }));
+  EXPECT_FALSE(with([](auto& p) { p.logit_bias = {{1, 2.0f}}; }));
+  EXPECT_FALSE(with([](auto& p) { p.allowed_token_ids = std::vector<int32_t>{1, 2}; }));
+  EXPECT_FALSE(with([](auto& p) { p.bad_words_token_ids = {{1}}; }));
+  EXPECT_FALSE(with([](auto& p) { p.min_tokens = 3; }));
+  EXPECT_FALSE(with([](auto& p) { p.has_grammar = true; }));
+  EXPECT_FALSE(with([](auto& p) { p.thinking_token_budget = 0; }));
+}
+
 TEST(SamplingParams, IsGreedyBelowTheThresholdOnly) {
   EXPECT_TRUE(SamplingParams{.temperature = 0.0f}.is_greedy());
   EXPECT_TRUE(SamplingParams{.temperature = 9.9e-6f}.is_greedy());
