@@ -25,6 +25,7 @@ KERNELS = ROOT / "src" / "kernels" / "gpu"
 SHIMS = ROOT / "tests" / "msl" / "include"
 PRELUDE = KERNELS / "prelude_metal.h"
 
+NAMES = ("kv_write", "rotary_kv_write", "add_rms_norm")
 DTYPES = ("float", "half", "bfloat")
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 DECODE_MAX_VALUES = 1024  # kDecodeMaxValues
@@ -61,7 +62,7 @@ THREADGROUP_ARRAY = re.compile(r"\bthreadgroup\s+(\w+)\s+(\w+)\s*\[([^\]]*)\]")
 
 def instantiations() -> list[str]:
     """A line for every kernel that a host may ask for."""
-    kernels = [(name, dtype) for name in ("kv_write", "rotary_kv_write") for dtype in DTYPES]
+    kernels = [(name, dtype) for name in NAMES for dtype in DTYPES]
     kernels += [("copy_blocks", word) for word in ("uint4", "ushort")]
     for dtype in DTYPES:
         for size in HEAD_DIMS:

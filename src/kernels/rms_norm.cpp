@@ -7,6 +7,7 @@
 #include "kernels/checks.h"
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/device_kernels.h"
+#include "kernels/gpu/add_rms_norm.h"
 
 namespace vllm_metal {
 
@@ -42,6 +43,8 @@ std::pair<mx::array, mx::array> add_rms_norm(const mx::array& x, const mx::array
   check_arguments("add_rms_norm", x, weight);
   check_residual(x, residual);
   if (use_cpu_kernels()) return cpu::add_rms_norm(x, residual, weight, eps);
+  if (use_gpu_kernels() && gpu::has_norm_kernel(x.dtype()))
+    return gpu::add_rms_norm(x, residual, weight, eps);
   return add_rms_norm_fallback(x, residual, weight, eps);
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/varlen_attention.h"
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/cpu/attention_plan.h"
@@ -82,26 +84,33 @@ void AttentionTask::operator()() const {
       place_states(plan, kernels, batch.group_size, tile.head_dim);
   AlignedFloats states(state_begins.back());
 
-  const auto run_part = [&](const PartWork& part) {
+  const auto range_of = [&](const PartWork& part) -> TileRange {
     const TileWork& work = plan.tiles[part.tile];
-    const AttentionTile current = make_tile(work);
+    const int64_t begin = (work.first_key / kKeySpan + part.part) * kKeySpan;
+    const int64_t end = work.num_parts == 1 ? work.num_keys : begin + kKeySpan;
+    return {make_tile(work), begin, std::min(work.num_keys, end)};
+  };
+  // What a thread does after part i is most likely part i + 1.
+  const auto run_part = [&](size_t i) {
+    const PartWork& part = plan.parts[i];
+    const TileWork& work = plan.tiles[part.tile];
+    const TileRange range = range_of(part);
+    std::optional<TileRange> next;
+    if (i + 1 < plan.parts.size()) next = range_of(plan.parts[i + 1]);
     const int num_rows = num_rows_of(work, batch.group_size);
     const int64_t state_floats = kernels.state_floats(num_rows, tile.head_dim);
-    float* scratch = thread_scratch(state_floats + kernels.scratch_floats(num_rows, tile.head_dim));
-    const int64_t first_span = work.first_key / kKeySpan;
-    if (work.num_parts == 1) {
-      kernels.attend(current, first_span * kKeySpan, work.num_keys, scratch,
-                     scratch + state_floats);
-      kernels.finish(current, scratch, 1);
-      return;
-    }
-    const int64_t begin = (first_span + part.part) * kKeySpan;
-    float* state = states.data() + state_begins[part.tile] + part.part * state_floats;
-    kernels.attend(current, begin, std::min(work.num_keys, begin + kKeySpan), state, scratch);
+    const bool is_whole = work.num_parts == 1;
+    const int64_t scratch_floats = kernels.scratch_floats(num_rows, tile.head_dim);
+    float* scratch = thread_scratch((is_whole ? state_floats : 0) + scratch_floats);
+    float* state = scratch + scratch_floats;
+    if (!is_whole) state = states.data() + state_begins[part.tile] + part.part * state_floats;
+    kernels.attend(range, next ? &*next : nullptr, state, scratch);
+    if (is_whole) kernels.finish(range.tile, state, 1);
   };
-  parallel_for(plan.parts.size(), plan.grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run_part(plan.parts[i]);
-  });
+  parallel_for(static_cast<int64_t>(plan.parts.size()), plan.grain,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) run_part(static_cast<size_t>(i));
+               });
 
   for (size_t i = 0; i < plan.tiles.size(); ++i) {
     const TileWork& work = plan.tiles[i];

@@ -11,6 +11,7 @@
 //                                                              2 * num_kv_heads) / kRotaryHeads)
 // copy_blocks<Word>                          kCopyThreads      ceil(words_per_block /
 //                                                              kCopyWordsPerGroup), num_pairs
+// add_rms_norm<T>                            kNormThreads      num_rows, 1
 // attention_prefill<T, head_dim, matrix>     kPrefillThreads   num_kv_heads, num_tiles
 // attention_decode<T, head_dim, heads>       kDecodeThreads    num_kv_heads * ceil(group_size /
 //                                                              heads), num_works
@@ -36,6 +37,9 @@
 // copy_blocks        0 key cache  1 value cache  [num_blocks, words_per_block]
 //                    2 BlockPair [num_pairs]; no target is a source or the target of another pair
 //                    3 CopyBlocksArguments
+// add_rms_norm       0 x  1 residual  [num_rows, size]  2 weight [size]; all contiguous
+//                    3 x + residual  4 normalized  [num_rows, size]
+//                    5 AddRmsNormArguments
 // attention_prefill  0 queries [num_tokens, num_heads, head_dim]
 //                    1 key cache  2 value cache  [num_rows, num_kv_heads, head_dim]
 //                    3 block_tables int32 [num_requests, blocks_per_request]
@@ -65,6 +69,8 @@ enum : int32_t {
   kRotaryHeads = 8,  // query, key or value heads of a group
   kCopyThreads = 256,
   kCopyWordsPerGroup = 1024,
+  kNormThreads = 512,
+  kNormValues = 4,  // neighbours that a thread takes at a time
   kPrefillThreads = 128,
   kPrefillRows = 32,  // rows of a tile, 8 a simdgroup
   kDecodeThreads = 128,
@@ -95,6 +101,11 @@ struct BlockPair {
 
 struct CopyBlocksArguments {
   int64_t words_per_block;
+};
+
+struct AddRmsNormArguments {
+  int32_t size;
+  float eps;
 };
 
 struct AttentionArguments {

@@ -36,11 +36,27 @@ bool KernelGuard::allows(mx::Dtype dtype, int head_dim) {
   return known->second;
 }
 
-bool kernels_allowed(mx::Dtype dtype, int head_dim) {
-  if (kernel_target() == KernelTarget::kCuda) return true;
+bool KernelGuard::allows(const KernelUse& kernel) {
+  const std::lock_guard lock(mutex_);
+  return compiles(kernel);
+}
+
+namespace {
+
+KernelGuard& guard_of_process() {
   static auto* guard = new KernelGuard(
       [](const KernelUse& kernel) { compile(kernel.name, kernel.threads_per_group); });
-  return guard->allows(dtype, head_dim);
+  return *guard;
+}
+
+}  // namespace
+
+bool kernels_allowed(mx::Dtype dtype, int head_dim) {
+  return kernel_target() == KernelTarget::kCuda || guard_of_process().allows(dtype, head_dim);
+}
+
+bool kernel_allowed(const KernelUse& kernel) {
+  return kernel_target() == KernelTarget::kCuda || guard_of_process().allows(kernel);
 }
 
 }  // namespace vllm_metal::gpu

@@ -25,6 +25,8 @@ class KernelGuard {
   // since MLX does not order what writes a cache in place after its own ops that read it. The first
   // call compiles them; a kernel that does not compile is warned of once.
   bool allows(mx::Dtype dtype, int head_dim);
+  // Whether one that has nothing to do with caches can be used.
+  bool allows(const KernelUse& kernel);
 
  private:
   bool compiles(const KernelUse& kernel);
@@ -38,5 +40,6 @@ class KernelGuard {
 // The same of this process and its device. CUDA's kernels are not tried beforehand: their compiler
 // comes with MLX.
 bool kernels_allowed(mx::Dtype dtype, int head_dim);
+bool kernel_allowed(const KernelUse& kernel);
 
 }  // namespace vllm_metal::gpu

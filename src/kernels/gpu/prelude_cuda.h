@@ -36,6 +36,7 @@ typedef __nv_bfloat16 bfloat;
 #define SCORED_HEADS 8
 
 FUNC float fast_exp2(float x) { return exp2f(x); }
+FUNC float inverse_sqrt(float x) { return rsqrtf(x); }
 FUNC float accurate_tanh(float x) { return tanhf(x); }
 
 FUNC float simd_shuffle(float value, ushort lane) { return __shfl_sync(0xffffffffu, value, lane); }

@@ -47,6 +47,7 @@ using metal::simdgroup_multiply_accumulate;
 #define SCORED_HEADS 1  // query heads whose scores attention_decode holds at a time
 
 FUNC float fast_exp2(float x) { return metal::fast::exp2(x); }
+FUNC float inverse_sqrt(float x) { return metal::precise::rsqrt(x); }
 // The fast one is inf / inf where the score is far above the cap.
 FUNC float accurate_tanh(float x) { return metal::precise::tanh(x); }
 

@@ -16,6 +16,7 @@
 #include "kernels/attention_batch.h"
 #include "kernels/cache_test.h"
 #include "kernels/copy_blocks.h"
+#include "kernels/gpu/add_rms_norm.h"
 #include "kernels/gpu/copy_blocks.h"
 #include "kernels/gpu/device.h"
 #include "kernels/gpu/kernel_guard.h"
@@ -23,6 +24,7 @@
 #include "kernels/gpu/rotary_kv_write.h"
 #include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
+#include "kernels/rms_norm.h"
 #include "kernels/split_rotary.h"
 #include "selftest/rotary_angles.h"
 
@@ -95,6 +97,15 @@ void run_rotary_kv_write(Arguments& a) {
   });
 }
 
+template <typename T>
+void run_add_rms_norm(Arguments& a) {
+  const auto x = a.pointer<const T>(0), residual = a.pointer<const T>(1);
+  const auto weight = a.pointer<const T>(2);
+  const auto sums = a.pointer<T>(3), normalized = a.pointer<T>(4);
+  const auto arguments = a.value<gpu::AddRmsNormArguments>(5);
+  a.run([&] { kernels::add_rms_norm<T>(x, residual, weight, sums, normalized, arguments); });
+}
+
 template <typename Word>
 void run_copy_blocks(Arguments& a) {
   const auto keys = a.pointer<Word>(0), values = a.pointer<Word>(1);
@@ -156,6 +167,9 @@ const std::map<std::string, void (*)(Arguments&)> kKernels = {
     {"rotary_kv_write<float>", run_rotary_kv_write<float>},
     {"rotary_kv_write<half>", run_rotary_kv_write<half>},
     {"rotary_kv_write<bfloat>", run_rotary_kv_write<bfloat>},
+    {"add_rms_norm<float>", run_add_rms_norm<float>},
+    {"add_rms_norm<half>", run_add_rms_norm<half>},
+    {"add_rms_norm<bfloat>", run_add_rms_norm<bfloat>},
     {"copy_blocks<uint4>", run_copy_blocks<uint4>},
     {"copy_blocks<ushort>", run_copy_blocks<ushort>},
     {"attention_prefill<float, 64, true>", run_prefill<float, 64>},
@@ -321,6 +335,24 @@ TEST_F(GpuHost, RotatesAndWrites) {
         expect_close(cache.keys, values_of(other.keys));
         expect_equal(cache.values, other.values);
       }
+    }
+  }
+}
+
+TEST_F(GpuHost, AddsAndNormalizes) {
+  for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    // Fewer and more elements than a group takes at a time, and no multiple of what a thread does.
+    for (int size : {1, 576, 2050}) {
+      const auto weight = random_array({size}, dtype, 1);
+      const auto residual = random_array({2, 3, size}, dtype, 2);
+      const auto wide = random_array({2, 3, size + 5}, dtype, 3);
+      const auto x = mx::slice(wide, {0, 0, 2}, {2, 3, size + 2});
+      auto [sum, normalized] = gpu::add_rms_norm(x, residual, weight, 1e-5f);
+      eval_on_gpu(sum);
+      const auto expected = add_rms_norm(x, residual, weight, 1e-5f);
+      expect_equal(sum, expected.first);
+      const Tolerance once = tolerance_of(dtype);
+      expect_close(normalized, values_of(expected.second), {2 * once.relative, 2 * once.absolute});
     }
   }
 }

@@ -83,6 +83,18 @@ TEST_F(KernelGuardTest, HeadSizesWithoutKernelsCompileNone) {
   EXPECT_TRUE(warnings_.empty());
 }
 
+TEST_F(KernelGuardTest, AKernelOfNoCacheIsAskedForByItself) {
+  refused_ = {"add_rms_norm<bfloat>"};
+  const auto norm_of = [](const char* type) { return KernelUse{{"add_rms_norm", type}, 512}; };
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(guard_.allows(norm_of("half")));
+    EXPECT_FALSE(guard_.allows(norm_of("bfloat")));
+  }
+  EXPECT_EQ(warnings_.size(), 1u);
+  EXPECT_THAT(compiled_, ElementsAre("add_rms_norm<half>", "add_rms_norm<bfloat>"));
+  EXPECT_TRUE(guard_.allows(mx::bfloat16, 64));
+}
+
 TEST_F(KernelGuardTest, ThreadsShareTheAnswer) {
   refused_ = {"attention_merge<float, 96>"};
   std::vector<std::thread> threads;

@@ -13,6 +13,7 @@ namespace kernels {
 #include "kernels/gpu/kv_write.metal"
 #include "kernels/gpu/rotary_kv_write.metal"
 #include "kernels/gpu/copy_blocks.metal"
+#include "kernels/gpu/add_rms_norm.metal"
 #include "kernels/gpu/fragment.metal"
 #include "kernels/gpu/attention_scores.metal"
 #include "kernels/gpu/attention_prefill.metal"

@@ -48,6 +48,7 @@ inline int min(int a, int b) { return std::min(a, b); }
 inline int max(int a, int b) { return std::max(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline float fast_exp2(float x) { return std::exp2(x); }
+inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float accurate_tanh(float x) { return std::tanh(x); }
 
 template <typename In, typename Out>

@@ -17,6 +17,7 @@
 #include "kernels/gpu/device.h"
 #include "kernels/gpu/varlen_attention.h"
 #include "kernels/kv_write.h"
+#include "kernels/rms_norm.h"
 #include "kernels/split_rotary.h"
 #include "kernels/table_cases.h"
 #include "kernels/varlen_attention.h"
@@ -92,6 +93,22 @@ TEST_F(GpuKernels, RotatesAndWritesInPlace) {
       expect_close(values_of(queries), values_of(expected.queries), twice);
       expect_close(values_of(cache.keys), keys, twice);
       EXPECT_EQ(values_of(cache.values), values);
+    }
+  }
+}
+
+TEST_F(GpuKernels, AddsAndNormalizes) {
+  for (mx::Dtype dtype : kDtypes) {
+    for (int size : {1, 576, 2050, 8192}) {
+      const auto weight = random_array({size}, dtype, 1);
+      const auto residual = random_array({70, size}, dtype, 2),
+                 x = random_array({70, size}, dtype, 3);
+      const auto [sum, normalized] = add_rms_norm(x, residual, weight, 1e-5f);
+      const auto expected = add_rms_norm_fallback(x, residual, weight, 1e-5f);
+      const Tolerance once = tolerance_of(dtype);
+      expect_equal(sum, expected.first);
+      expect_close(values_of(normalized), values_of(expected.second),
+                   {2 * once.relative, 2 * once.absolute});
     }
   }
 }

@@ -48,15 +48,22 @@ struct AttentionTile {
   int block_size;  // 0: rows follow each other from block_table[0]
 };
 
+// Keys [begin, end) of a tile, begin a multiple of kKeySpan.
+struct TileRange {
+  AttentionTile tile;
+  int64_t begin;
+  int64_t end;
+};
+
 struct AttentionKernels {
   // Floats of a softmax state, the result over some of the keys, and of working memory for a tile
   // of `num_rows`, of all its heads. Both are to be aligned to 64 bytes.
   int64_t (*state_floats)(int num_rows, int head_dim);
   int64_t (*scratch_floats)(int num_rows, int head_dim);
-  // Attends to keys [begin, end), begin a multiple of kKeySpan, and writes the result to `state`.
-  // Some query must see one of the keys of each span.
-  void (*attend)(const AttentionTile& tile, int64_t begin, int64_t end, float* state,
-                 float* scratch);
+  // Attends to the keys of a range and writes the result to `state`. Some query must see one of the
+  // keys of each span. What comes after it, null if that is not known, has its first keys brought
+  // near meanwhile.
+  void (*attend)(const TileRange& range, const TileRange* next, float* state, float* scratch);
   // Merges `count` states that follow each other in memory, in the order of their keys, and
   // writes the output. The first one is overwritten.
   void (*finish)(const AttentionTile& tile, float* states, int count);

@@ -212,11 +212,8 @@ void attend_block(const AttentionTile& tile, const KeyBlock& block, NextBlock& n
 
 // The same for all heads, one after the other: so a block's memory is read as it lies.
 template <typename Element>
-void attend_heads(const AttentionTile& tile, const KeyBlock& block, const KeyBlock& next_block,
+void attend_heads(const AttentionTile& tile, const KeyBlock& block, NextBlock& next,
                   const Scratch& scratch, const State& state) {
-  const int64_t row_bytes = (int64_t)tile.num_kv_heads * tile.head_dim * sizeof(Element);
-  NextBlock next{{(const Element*)tile.keys, next_block.offsets, next_block.count, row_bytes},
-                 {(const Element*)tile.values, next_block.offsets, next_block.count, row_bytes}};
   AttentionTile head = tile;
   head.num_kv_heads = 1;
   for (int i = 0; i < tile.num_kv_heads; ++i) {
@@ -235,41 +232,60 @@ void clear(const AttentionTile& tile, const Scratch& scratch, const State& state
   __builtin_memset(state.outputs, 0, num_rows * padded(tile.head_dim) * sizeof(float));
 }
 
+// The first block of a range: the first query's window begins first.
+void find_first_block(const TileRange& range, KeyBlock& block) {
+  const AttentionTile& tile = range.tile;
+  const int64_t first = larger(range.begin, tile.num_keys - tile.window);
+  find_block(tile, first / kKeyBlock * kKeyBlock, range.end, block);
+}
+
+// All heads of a block of the tile.
 template <typename Element>
-void attend(const AttentionTile& tile, int64_t begin, int64_t end, float* state_memory,
+NextBlock as_next(const AttentionTile& tile, const KeyBlock& block) {
+  const int64_t row_bytes = (int64_t)tile.num_kv_heads * tile.head_dim * sizeof(Element);
+  return {{(const Element*)tile.keys, block.offsets, block.count, row_bytes},
+          {(const Element*)tile.values, block.offsets, block.count, row_bytes}};
+}
+
+template <typename Element>
+void attend(const TileRange& range, const TileRange* next_range, float* state_memory,
             float* scratch_memory) {
+  const AttentionTile& tile = range.tile;
   const int num_rows = num_rows_of(tile);
   Pieces state_pieces{state_memory}, scratch_pieces{scratch_memory};
   const State whole = take_state(state_pieces, num_rows, tile.head_dim);
   const Scratch scratch = take_scratch(scratch_pieces, num_rows, tile.head_dim);
   gather_queries<Element>(tile, scratch.queries);
-  KeyBlock blocks[2];
+  KeyBlock blocks[2], first_of_next;
   int turn = 0;
-  // The first query's window begins first.
-  const int64_t first_key = larger(begin, tile.num_keys - tile.window) / kKeyBlock * kKeyBlock;
-  find_block(tile, first_key, end, blocks[0]);
-  for (int64_t span = begin; span < end; span += kKeySpan) {
-    const State& state = span == begin ? whole : scratch.span;
+  find_first_block(range, blocks[0]);
+  for (int64_t span = range.begin; span < range.end; span += kKeySpan) {
+    const State& state = span == range.begin ? whole : scratch.span;
     clear(tile, scratch, state);
-    for (; blocks[turn].begin < smaller(end, span + kKeySpan); turn = 1 - turn) {
-      find_block(tile, blocks[turn].begin + kKeyBlock, end, blocks[1 - turn]);
-      attend_heads<Element>(tile, blocks[turn], blocks[1 - turn], scratch, state);
+    for (; blocks[turn].begin < smaller(range.end, span + kKeySpan); turn = 1 - turn) {
+      KeyBlock& following = blocks[1 - turn];
+      find_block(tile, blocks[turn].begin + kKeyBlock, range.end, following);
+      NextBlock next = as_next<Element>(tile, following);
+      if (following.count == 0 && next_range != nullptr) {
+        find_first_block(*next_range, first_of_next);
+        next = as_next<Element>(next_range->tile, first_of_next);
+      }
+      attend_heads<Element>(tile, blocks[turn], next, scratch, state);
     }
     for (int row = 0; row < num_rows; ++row)
       state.sum[row] = horizontal_sum(load(scratch.lane_sums + row * kLanes));
-    if (span != begin) merge(whole, state, num_rows, padded(tile.head_dim));
+    if (span != range.begin) merge(whole, state, num_rows, padded(tile.head_dim));
   }
 }
 
-void attend_any(const AttentionTile& tile, int64_t begin, int64_t end, float* state,
-                float* scratch) {
-  switch (tile.type) {
+void attend_any(const TileRange& range, const TileRange* next, float* state, float* scratch) {
+  switch (range.tile.type) {
     case ElementType::kFloat32:
-      return attend<float>(tile, begin, end, state, scratch);
+      return attend<float>(range, next, state, scratch);
     case ElementType::kFloat16:
-      return attend<Float16>(tile, begin, end, state, scratch);
+      return attend<Float16>(range, next, state, scratch);
     case ElementType::kBfloat16:
-      return attend<Bfloat16>(tile, begin, end, state, scratch);
+      return attend<Bfloat16>(range, next, state, scratch);
   }
 }
 
