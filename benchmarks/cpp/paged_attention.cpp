@@ -292,7 +292,7 @@ void print_pools(const Settings& settings) {
   const int64_t largest = settings.quick ? int64_t{1} << 30 : int64_t{8} << 30;
   bool first = true;
   for (int64_t bytes = 1 << 20; bytes <= largest; bytes *= 4) {
-    if (bytes * 2 > largest) bytes = largest;
+    if (bytes * 2 >= largest) bytes = largest;
     auto pool = make_pool(bytes);
     if (!pool) break;
     std::vector<double> ours, of_mlx;

@@ -228,8 +228,9 @@ class Planner {
 
   [[noreturn]] void refuse(const MemoryPlan& plan) const {
     throw std::runtime_error(text(
-        "[memory] ", plan.basis, " requires more memory than there is: ", figures(plan), "; ",
-        usable_text(), " of ", bytes_text(facts_.total),
+        "[memory] ", paged_text("requested memory exceeds what is available. "), plan.basis,
+        " requires more memory than there is: ", figures(plan), "; ", usable_text(), " of ",
+        bytes_text(facts_.total),
         ". Reduce --max-model-len (-1 takes the longest that fits) or --max-num-batched-tokens, ",
         prefix_cache_advice(), "use a smaller or quantised model, or close other programs."));
   }

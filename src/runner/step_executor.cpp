@@ -201,10 +201,18 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
       launched_.reset();
       const cpu::NoteKernelErrors noted(step.kernel_errors);
       task->kernel_errors = step.kernel_errors;
+      std::vector<mx::array> after = step.nodes;
       last_tokens_on_device_ = find_tokens_on_device_ && are_most_likely(*task);
-      const mx::array drawn = draw_tokens(step.logits, step.nodes, task);
-      last_tokens_ = last_tokens_on_device_ ? most_likely_tokens(step.logits) : drawn;
-      mx::async_eval({*last_tokens_, drawn});
+      if (last_tokens_on_device_) {
+        last_tokens_ = most_likely_tokens(step.logits);
+        // By itself: in one evaluation MLX has the device wait for what the CPU draws.
+        mx::async_eval({*last_tokens_});
+        // On CUDA reading the logits moves them: not before the device has read them.
+        after.push_back(*last_tokens_);
+      }
+      const mx::array drawn = draw_tokens(step.logits, std::move(after), task);
+      if (!last_tokens_on_device_) last_tokens_ = drawn;
+      mx::async_eval({drawn});
     } catch (...) {
       task->fail(std::current_exception());
       last_tokens_ = mx::zeros({std::max(static_cast<int>(task->rows.size()), 1)}, mx::int32);

@@ -12,8 +12,8 @@ VARIABLES = {
     "DO_NOT_TRACK": "1",
     # The tests of the plugin turn it off in their own process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-    # By default the server closes what is idle after 5 s, and so do the clients: of these two, a
-    # request that is sent at this moment gets no answer.
+    # By default the server closes a connection that is idle for 5 s. A client that sends a request
+    # at this moment gets no answer.
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
 }
 

@@ -219,6 +219,10 @@ def _check_accounting(check: Callable, soak: Soak, end: Sample) -> None:
         (hits > 0) == (soak.mode in PREFIX_COUNTERS),
         f"{hits:.0f} of {counted.get(f'{counter}_queries_total', 0.0):.0f} tokens",
     )
+    num_preemptions = counted.get("vllm:num_preemptions_total", 0.0)
+    check(
+        "the cache was too small for all", num_preemptions > 0, f"{num_preemptions:.0f} preempted"
+    )
 
 
 def _check_growth(check: Callable, soak: Soak, idle: Sample, end: Sample) -> None:

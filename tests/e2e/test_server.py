@@ -6,7 +6,7 @@ import re
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -121,8 +121,9 @@ def all_closed(connections):
     try:
         yield
     finally:
-        for connection in connections:
-            connection.close()
+        with ExitStack() as stack:
+            for connection in connections:
+                stack.callback(connection.close)
 
 
 class TestClientsThatVanish:

@@ -291,13 +291,17 @@ def test_aborts_and_request_ids_used_again(small_engine, alone, monkeypatch):
         check(seen[name], alone[index], f"request {index} as {name}")
 
 
-def test_several_answers(small_engine):
+def test_several_answers(small_engine, watch):
     """The answers of a request are those of as many requests with the seeds that follow."""
+    small_engine.reset_prefix_cache()
+    hits = watch.hits.new if watch else 0
     options = {"temperature": 1.0, "max_tokens": 30, "ignore_eos": True}
     prompts = [[5, 6, 7], [8] * 100, [9, 10]]
     together = generate(
         small_engine, [(prompt, SamplingParams(n=6, seed=40, **options)) for prompt in prompts]
     )
+    if watch:  # of the long prompt all but the first share its blocks
+        assert watch.hits.new - hits == 5
     for prompt, output in zip(prompts, together, strict=True):
         alone = generate(
             small_engine,

@@ -16,6 +16,12 @@ KernelUse norm_kernel(mx::Dtype dtype) {
   return {{"add_rms_norm", element_name(dtype)}, kNormThreads};
 }
 
+// Weights are there long before, and a node less for each is worth it.
+mx::array contiguous_if_known(const mx::array& weight) {
+  const bool is_known = weight.status() == mx::array::Status::available;
+  return is_known && weight.flags().row_contiguous ? weight : mx::contiguous(weight);
+}
+
 // {x, residual, weight} -> {x + residual, its norm}
 class AddRmsNorm : public GpuPrimitive {
  public:
@@ -47,7 +53,7 @@ std::pair<mx::array, mx::array> add_rms_norm(const mx::array& x, const mx::array
                                              const mx::array& weight, float eps) {
   auto outputs = mx::array::make_arrays(
       {x.shape(), x.shape()}, {x.dtype(), x.dtype()}, std::make_shared<AddRmsNorm>(eps),
-      {mx::contiguous(x), mx::contiguous(residual), mx::contiguous(weight)});
+      {mx::contiguous(x), mx::contiguous(residual), contiguous_if_known(weight)});
   return {std::move(outputs[0]), std::move(outputs[1])};
 }
 

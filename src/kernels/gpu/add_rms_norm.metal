@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// One row a group: x + residual, and its norm times the weight. Rounded once each, with the sum of
-// squares of what is rounded, as adding and normalising one after the other does it.
+// One row a group: x + residual, rounded, and the norm of what is rounded times the weight, which
+// is rounded once more.
 template <typename T>
 KERNEL(kNormThreads)
 add_rms_norm(DEVICE_BUFFER(const T, x, 0), DEVICE_BUFFER(const T, residual, 1),

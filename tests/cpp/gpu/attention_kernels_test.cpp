@@ -22,7 +22,7 @@ const std::vector<OptionChoice> kOptions = {
     {.sliding_window = 129, .soft_cap = 20.0f, .sinks = true},
     {.sinks = true},
 };
-constexpr int kBlockSizes[] = {16, 0, 8, 32, 128};
+constexpr int kBlockSizes[] = {16, 0, 8, 32, 128, 64};
 constexpr int kSplits[] = {128, 64, 256};
 
 struct Choice {
@@ -33,7 +33,8 @@ struct Choice {
 // What the `turn`-th case meets: each choice in turn, or all of them where all cases are wanted.
 std::vector<Choice> choices(unsigned turn) {
   if (!vllm_metal::testing_support::all_cases())
-    return {{kBlockSizes[turn % 5], kSplits[turn % 3], kOptions[turn % kOptions.size()]}};
+    return {{kBlockSizes[turn / 5 % std::size(kBlockSizes)], kSplits[turn % 3],
+             kOptions[turn % kOptions.size()]}};
   std::vector<Choice> result;
   for (int block_size : kBlockSizes) {
     for (const auto& options : kOptions) result.push_back({block_size, kSplits[turn % 3], options});
@@ -48,7 +49,7 @@ void check_cases(unsigned first) {
   for (Way way : {Way::kPrefill, Way::kPlainPrefill, Way::kDecode, Way::kMixed}) {
     for (const auto& requests : kBatches) {
       for (const auto& [block_size, split, options] : choices(turn)) {
-        const bool few_heads = turn % 2 == 0;
+        const bool few_heads = turn / 6 % 2 == 0;  // with each of the options
         check_case<T, kHeadDim, kHeads>({.requests = requests,
                                          .num_heads = few_heads ? 3 : 10,
                                          .num_kv_heads = few_heads ? 3 : 2,

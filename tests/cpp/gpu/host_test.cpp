@@ -52,6 +52,10 @@ class Arguments {
     allocations_.back()->name = "argument " + std::to_string(index);
     allocations_.back()->space = Space::kDevice;
     allocations_.back()->size = static_cast<int64_t>(bytes / sizeof(Value));
+    if constexpr (!std::is_const_v<T>) {  // what it reads is what it has written, or the host
+      allocations_.back()->shadow.resize(bytes / sizeof(Value));
+      allocations_.back()->written = true;
+    }
     return {reinterpret_cast<Value*>(data), allocations_.back().get()};
   }
 
@@ -337,6 +341,18 @@ TEST_F(GpuHost, RotatesAndWrites) {
       }
     }
   }
+}
+
+// Two tokens of one slot: that they overwrite each other is seen.
+TEST_F(GpuHost, RacesOfTheCacheAreSeen) {
+  const BatchLayout layout = layout_of({3, 3});
+  Cache cache = make_cache(10, 1, 64, mx::float32);
+  KVView view{cache.keys, cache.values, layout};
+  mx::array queries =
+      gpu::rotary_kv_write(random_array({2, 3 * 64}, mx::float32, 1),
+                           selftest::rotary_angles(2, 64, 1000), HeadCounts{1, 1, 64}, view);
+  const auto message = message_of<gpu_harness::KernelError>([&] { eval_on_gpu(queries); });
+  EXPECT_NE(message.find("race"), std::string::npos) << message;
 }
 
 TEST_F(GpuHost, AddsAndNormalizes) {

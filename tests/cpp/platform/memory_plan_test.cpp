@@ -194,6 +194,9 @@ TEST(MemoryPlan, PagedRefusalsHaveTheWordsThatUsersKnow) {
                                                  "the KV cache. auto leaves nothing"),
                              testing::HasSubstr("the model takes 14.00 GiB"),
                              testing::HasSubstr("Reduce --max-num-batched-tokens")));
+  EXPECT_THAT(message_of_plan(mac(16, kGiB), kSmol, {.kv_cache_bytes = 64 * kGiB, .paged = true}),
+              testing::StartsWith("[memory] Paged attention: requested memory exceeds what is "
+                                  "available. --kv-cache-memory-bytes 68719476736 requires"));
   // Room for some blocks of 2 MiB, not for sixteen.
   const auto nine_tenths = static_cast<uint64_t>(0.9 * static_cast<double>(mac(16, 0).working_set));
   const uint64_t margin = nine_tenths / 50;

@@ -146,11 +146,13 @@ Continued continue_on_device(const std::vector<float>& head_row, int32_t first_r
 }
 
 TEST(TokensOnDevice, AreTheLowestIdsOfEqualLogits) {
-  const std::vector<float> zeros(64, 0.0f);
-  const Continued on_cpu = continue_on_device(zeros, 0, false);
-  const Continued on_device = continue_on_device(zeros, 0, true);
+  const std::vector<float> ones(64, 1.0f);
+  const Continued on_cpu = continue_on_device(ones, 0, false);
+  const Continued on_device = continue_on_device(ones, 0, true);
   EXPECT_EQ(on_cpu.token_ids, (std::vector<int32_t>{0, 0, 0, 0}));
   EXPECT_EQ(on_device.token_ids, on_cpu.token_ids);
+  // The device has gone on from the same token: which it was shows in the logits.
+  EXPECT_TRUE(mx::array_equal(on_device.logits, on_cpu.logits).item<bool>());
 }
 
 TEST(TokensOnDevice, GoIntoTheNextStep) {

@@ -121,5 +121,24 @@ TEST_P(PagedPrefix, SharingNeedsNoWaiting) {
   runner_->synchronize();
 }
 
+// Of the activations' dtypes, whose roundings differ with what is computed together.
+class PagedPrefixDtypes : public PagedRunnerBase, public testing::WithParamInterface<const char*> {
+ protected:
+  PagedPrefixDtypes() : PagedRunnerBase(16, parse_dtype(GetParam())) {}
+};
+INSTANTIATE_TEST_SUITE_P(Dtypes, PagedPrefixDtypes, testing::Values("float16", "bfloat16"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(PagedPrefixDtypes, LogitsAfterAHitAndInChunksAreThoseOfTheWhole) {
+  const Tokens prefix = prompt(2, 3 * 16);
+  const Tokens first = prefix + prompt(3, 5), second = prefix + prompt(4, 20);
+  step({.new_requests = {{"a", first, kGreedy}}, .scheduled = {{"a", 0, length(first)}}});
+  expect_logits_of({first});
+  const int32_t computed = blocks_.share("b", "a", 3);
+  step({.new_requests = {{"b", second, kGreedy}}, .scheduled = {{"b", computed, 13}}});
+  step({.scheduled = {{"b", computed + 13, 7}}});
+  expect_logits_of({second});
+}
+
 }  // namespace
 }  // namespace vllm_metal
