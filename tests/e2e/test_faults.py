@@ -29,7 +29,7 @@ from tests.e2e.test_server import metrics, wait_until_idle
 from tests.plugin.tiny_model import write_tiny_llama
 
 FULL = os.environ.get("VLLM_METAL_TEST_FAULTS") == "full"  # `make test-faults`
-MODES = ("mlx-managed", "paged") if FULL else ("mlx-managed",)
+MODES = ("mlx-managed", "paged")
 EXAMPLES = 100 if FULL else 4  # for each endpoint, fitting and unfitting
 NUM_CLIENTS = 200
 NUM_SLOW = 8

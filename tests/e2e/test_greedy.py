@@ -55,12 +55,15 @@ def test_eight_at_once(server, reference):
 
 
 @pytest.fixture(scope="module")
-def default_dtype_engine(default_model):
+def default_dtype_engine(default_model, mode_variables):
     from vllm import LLM
 
-    engine = LLM(str(default_model), max_model_len=2048, kv_cache_memory_bytes=1 << 30)
-    yield engine
-    engine.llm_engine.engine_core.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in mode_variables.items():
+            patch.setenv(name, value)
+        engine = LLM(str(default_model), max_model_len=2048, kv_cache_memory_bytes=1 << 30)
+        yield engine
+        engine.llm_engine.engine_core.shutdown()
 
 
 @every_prompt

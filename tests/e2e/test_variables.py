@@ -82,9 +82,14 @@ def test_a_line_a_step(log):
     assert max(int(tokens) for _, tokens, _ in steps) > 1000
 
 
-def test_what_does_not_fit_is_refused_with_all_figures(default_model, tmp_path):
+def test_what_does_not_fit_is_refused_with_all_figures(
+    default_model, kv_cache_mode, mode_variables, tmp_path
+):
     arguments = ("--kv-cache-memory-bytes", "100T")
-    text = Server(default_model, tmp_path / "server.log", *arguments).refusal()
+    log = tmp_path / "server.log"
+    text = Server(default_model, log, *arguments, variables=mode_variables).refusal()
+    known = "Paged attention: requested memory exceeds what is available. "
+    assert (f"[memory] {known}--kv-cache" in text) == (kv_cache_mode == "paged")
     figures = r"model 9\d\.\d MiB, KV cache 102400\.00 GiB .*, total 104448\.\d\d GiB; only"
     assert re.search(rf"requires more memory than there is: {figures}", text)
     assert "--max-num-batched-tokens" in text
