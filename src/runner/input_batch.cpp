@@ -192,6 +192,8 @@ Batch InputBatch::pack(const StepInput& input) const {
     step.request_lens.push_back(known);
     if (end == known) {
       step.sample_rows.push_back(cache.query_starts.back() - 1);
+      step.takes_most_likely =
+          step.takes_most_likely && request->sampling->params().takes_most_likely();
       batch.samples.push_back({i, request});
     }
   }

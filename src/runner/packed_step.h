@@ -31,6 +31,7 @@ struct PackedStep {
   std::vector<int32_t> positions;     // [num_tokens]
   std::vector<int32_t> request_lens;  // [num_requests] known tokens
   std::vector<int32_t> sample_rows;   // [num_samples] row of a request's last token
+  bool takes_most_likely = true;      // all samples do, as far as their parameters tell
   std::vector<PromptRows> prompt_rows;
 };
 

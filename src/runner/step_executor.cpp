@@ -25,11 +25,10 @@ mx::array int32_array(const std::vector<int32_t>& values) {
 
 constexpr int32_t kMaxScoredRows = 64;  // of a prompt, whose logits exist at a time
 
-// Whether the next tokens follow from the logits alone.
-bool are_most_likely(const DrawTask& task) {
-  return !task.rows.empty() && std::ranges::all_of(task.rows, [](const DrawTask::Row& row) {
-    return !row.given_token && row.bitmask_row < 0 && row.state->params().takes_most_likely();
-  });
+// Whether no token is drawn by others or restricted by a grammar.
+bool follow_from_logits(const DrawTask& task) {
+  return std::ranges::all_of(
+      task.rows, [](const DrawTask::Row& row) { return !row.given_token && row.bitmask_row < 0; });
 }
 
 // [num_rows, vocab_size] -> int32 [num_rows], the lowest id of equal logits, as sample_row takes it
@@ -189,6 +188,7 @@ mx::array StepExecutor::logits() {
     mx::array logits = mx::contiguous(launched_->logits);
     const cpu::NoteKernelErrors noted(launched_->kernel_errors);
     logits.eval();
+    if (launched_->most_likely) launched_->most_likely->eval();  // see draw()
     launched_->kernel_errors->rethrow();
     return logits;
   });
@@ -202,16 +202,11 @@ void StepExecutor::draw(std::shared_ptr<DrawTask> task) {
       const cpu::NoteKernelErrors noted(step.kernel_errors);
       task->kernel_errors = step.kernel_errors;
       std::vector<mx::array> after = step.nodes;
-      last_tokens_on_device_ = find_tokens_on_device_ && are_most_likely(*task);
-      if (last_tokens_on_device_) {
-        last_tokens_ = most_likely_tokens(step.logits);
-        // By itself: in one evaluation MLX has the device wait for what the CPU draws.
-        mx::async_eval({*last_tokens_});
-        // On CUDA reading the logits moves them: not before the device has read them.
-        after.push_back(*last_tokens_);
-      }
+      // On CUDA reading the logits moves them: not before the device has read them.
+      if (step.most_likely) after.push_back(*step.most_likely);
       const mx::array drawn = draw_tokens(step.logits, std::move(after), task);
-      if (!last_tokens_on_device_) last_tokens_ = drawn;
+      last_tokens_on_device_ = step.most_likely && follow_from_logits(*task);
+      last_tokens_ = last_tokens_on_device_ ? *step.most_likely : drawn;
       mx::async_eval({drawn});
     } catch (...) {
       task->fail(std::current_exception());
@@ -333,10 +328,14 @@ StepExecutor::Launched StepExecutor::forward(const PackedStep& step,
   // A step of unfinished prefill chunks still fills the cache.
   mx::array logits = hidden;
   if (has_samples) logits = outputs ? logits_of(hidden) : logits_of_rows(hidden, step.sample_rows);
-  Launched launched{std::move(logits), score_prompts(hidden, step), has_samples,
+  Launched launched{std::move(logits), score_prompts(hidden, step), has_samples, std::nullopt,
                     cpu::current_kernel_errors()};
+  if (has_samples && step.takes_most_likely && find_tokens_on_device_)
+    launched.most_likely = most_likely_tokens(launched.logits);
+  // Those of the CPU first: MLX has the stream of the first one wait for all others.
   std::vector<mx::array> nodes = launched.nodes;
   nodes.push_back(launched.logits);
+  if (launched.most_likely) nodes.push_back(*launched.most_likely);
   if (count_nodes_) last_step_nodes_ = graph_size(nodes);
   if (!step.pending.empty() && !last_tokens_on_device_ &&
       host_waits_for_tokens(tokens_of_last_step_) &&

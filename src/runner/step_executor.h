@@ -73,6 +73,7 @@ class StepExecutor {
     mx::array logits;              // [num_samples, vocab_size]; without samples the hidden states
     std::vector<mx::array> nodes;  // others that the step waits for
     bool has_samples;
+    std::optional<mx::array> most_likely;  // int32 [num_samples], where the device finds them
     std::shared_ptr<cpu::KernelErrors> kernel_errors;
   };
 
