@@ -54,6 +54,17 @@ class OverlapTest : public testing::Test {
 // Who draws: only greedy requests, whose tokens are found on the device, or others too.
 enum class Drawing { kCpu, kDevice, kDeviceNowAndThen };
 
+std::string name_of(const testing::TestParamInfo<Drawing>& info) {
+  switch (info.param) {
+    case Drawing::kCpu:
+      return "Cpu";
+    case Drawing::kDevice:
+      return "Device";
+    default:
+      return "DeviceNowAndThen";
+  }
+}
+
 class OverlapDrawing : public OverlapTest, public testing::WithParamInterface<Drawing> {};
 
 TEST_P(OverlapDrawing, TokensAreThoseOfStepsThatWait) {
@@ -111,7 +122,8 @@ TEST_P(OverlapDrawing, TokensAreThoseOfStepsThatWait) {
 
 INSTANTIATE_TEST_SUITE_P(Drawing, OverlapDrawing,
                          testing::Values(Drawing::kCpu, Drawing::kDevice,
-                                         Drawing::kDeviceNowAndThen));
+                                         Drawing::kDeviceNowAndThen),
+                         name_of);
 
 // Two requests of a model with a row of its head in place of others; the second step of both.
 struct Continued {
