@@ -71,6 +71,12 @@ WeightMatrix load_weight_matrix(LoadContext& load, std::span<const Projection> p
                          take(".biases", groups, std::nullopt), spec->group_size, spec->bits};
   if (matrix.weight.dtype() != mx::uint32)
     throw std::invalid_argument(text("[weights] ", first, ".weight is quantised and must be U32."));
+  for (const mx::array& part : {matrix.scales, matrix.biases}) {
+    if (!mx::issubdtype(part.dtype(), mx::floating))
+      throw std::invalid_argument(text("[weights] ", first,
+                                       ".scales and .biases must have numbers ",
+                                       "of floating point but have ", part.dtype(), "."));
+  }
   std::optional<PackedMatrix> packed = pack_for_device(matrix);
   if (!packed) return matrix;
   packed->strips.eval();

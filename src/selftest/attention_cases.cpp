@@ -39,7 +39,7 @@ std::vector<OpCase> attention_cases(bool quick) {
     for (const Batch& batch : batches()) {
       if (batch.name == std::string("long") && (quick || head_dim != 128)) continue;
       cases.push_back({text("varlen_attention/", batch.name, "_", head_dim), Exactness::kRounded,
-                       head_dim, [batch, head_dim](const Numbers& numbers) {
+                       cache_kernels_of(head_dim), [batch, head_dim](const Numbers& numbers) {
                          return attended(numbers, batch, head_dim);
                        }});
     }

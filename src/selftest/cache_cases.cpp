@@ -70,15 +70,17 @@ std::vector<OpCase> cache_cases(bool quick) {
   for (int head_dim : quick ? std::vector<int>{64} : std::vector<int>{64, 80, 128, 256}) {
     for (int num_tokens : {1, 300})
       cases.push_back({text("kv_write/", num_tokens, "_tokens_of_", head_dim), Exactness::kCopy,
-                       head_dim, [num_tokens, head_dim](const Numbers& numbers) {
+                       cache_kernels_of(head_dim), [num_tokens, head_dim](const Numbers& numbers) {
                          return written(numbers, num_tokens, head_dim);
                        }});
-    cases.push_back(
-        {text("rotary_kv_write/heads_of_", head_dim), Exactness::kRounded, head_dim,
-         [head_dim](const Numbers& numbers) { return rotated_and_written(numbers, head_dim); }});
+    cases.push_back({text("rotary_kv_write/heads_of_", head_dim), Exactness::kRounded,
+                     cache_kernels_of(head_dim), [head_dim](const Numbers& numbers) {
+                       return rotated_and_written(numbers, head_dim);
+                     }});
   }
   for (int block_size : quick ? std::vector<int>{16} : std::vector<int>{8, 16, 32})
-    cases.push_back({text("copy_blocks/blocks_of_", block_size), Exactness::kCopy, 64,
+    cases.push_back({text("copy_blocks/blocks_of_", block_size), Exactness::kCopy,
+                     cache_kernels_of(64),
                      [block_size](const Numbers& numbers) { return copied(numbers, block_size); }});
   return cases;
 }

@@ -5,6 +5,7 @@
 
 #include "common/text.h"
 #include "kernels/device_kernels.h"
+#include "kernels/gpu/add_rms_norm.h"
 #include "kernels/gpu/attention_plan.h"
 #include "kernels/gpu/cache_kernels.h"
 #include "kernels/gpu/device.h"
@@ -60,40 +61,43 @@ std::vector<mx::array> reference(const OpCase& op, mx::Dtype dtype) {
 // Our kernels of the GPU, where they are what a check is about.
 void expect_gpu_kernels(const OpCase& op, mx::Dtype dtype) {
   if (!gpu::kernels_available()) throw Skipped("this build has no kernels for this GPU");
-  if (!gpu::kernels_allowed(dtype, op.cache_head_dim))
+  if (!op.gpu_kernels(dtype))
     throw Skipped("the GPU does not take the kernels, see gpu/compile; MLX's ops take their place");
 }
 
 Finding compare(const OpCase& op, Place place, mx::Dtype dtype, const Scope& scope) {
   const auto expected = reference(op, dtype);
   use(place);
-  if (place == Place::kGpu && op.cache_head_dim > 0) expect_gpu_kernels(op, dtype);
+  if (place == Place::kGpu && op.gpu_kernels) expect_gpu_kernels(op, dtype);
   auto actual = evaluated(op.compute({.rounded_to = dtype, .held_in = dtype}));
   if (scope.alter) scope.alter(actual);
   return {worst_error(actual, expected), tolerance_of(op, place, dtype)};
 }
 
-// That the GPU's compiler takes all kernels for caches of this dtype and head size.
-Finding compile_all(mx::Dtype dtype, int head_dim) {
+// That the GPU's compiler takes the kernels.
+Finding compile_all(const std::vector<gpu::KernelUse>& kernels) {
   mx::set_default_device(mx::Device::gpu);
   if (!gpu::kernels_available()) throw Skipped("this build has no kernels for this GPU");
-  const auto kernels = gpu::cache_kernels(dtype, head_dim);
   for (const auto& kernel : kernels) gpu::compile(kernel.name, kernel.threads_per_group);
   return {0, 0, text(kernels.size(), " kernels")};
 }
 
 void add_compile_checks(std::vector<Check>& checks, bool quick) {
+  for (mx::Dtype dtype : kDtypes)
+    checks.push_back({text("gpu/compile/add_rms_norm/", dtype),
+                      [dtype] { return compile_all({gpu::norm_kernel(dtype)}); }});
   for (int head_dim : head_dims(quick))
     for (mx::Dtype dtype : kDtypes)
-      checks.push_back({text("gpu/compile/heads_of_", head_dim, "/", dtype),
-                        [dtype, head_dim] { return compile_all(dtype, head_dim); }});
+      checks.push_back({text("gpu/compile/heads_of_", head_dim, "/", dtype), [dtype, head_dim] {
+                          return compile_all(gpu::cache_kernels(dtype, head_dim));
+                        }});
 }
 
 void add_checks(std::vector<Check>& checks, Place place, const Scope& scope) {
   for (const auto& cases :
        {layer_cases(scope.quick), cache_cases(scope.quick), attention_cases(scope.quick)})
     for (const OpCase& op : cases) {
-      if (place == Place::kGpuFallback && op.cache_head_dim == 0) continue;  // as kGpu
+      if (place == Place::kGpuFallback && !op.gpu_kernels) continue;  // as kGpu
       for (mx::Dtype dtype : kDtypes)
         checks.push_back({text(name_of(place), "/", op.name, "/", dtype),
                           [=] { return compare(op, place, dtype, scope); }});
@@ -101,6 +105,10 @@ void add_checks(std::vector<Check>& checks, Place place, const Scope& scope) {
 }
 
 }  // namespace
+
+std::function<bool(mx::Dtype)> cache_kernels_of(int head_dim) {
+  return [head_dim](mx::Dtype dtype) { return gpu::kernels_allowed(dtype, head_dim); };
+}
 
 std::vector<int> head_dims(bool quick) {
   if (quick) return {64, 128};

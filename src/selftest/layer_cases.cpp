@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "common/text.h"
+#include "kernels/gpu/add_rms_norm.h"
 #include "kernels/linear.h"
 #include "kernels/packed_linear.h"
 #include "kernels/rms_norm.h"
@@ -21,24 +22,25 @@ constexpr int kInFeatures = 576, kOutFeatures = 200, kGroupSize = 64;
 constexpr std::array kTokenCounts = {1, 5, 33};  // streamed, in tiles, in blocks
 
 void add_elementwise(std::vector<OpCase>& cases) {
-  cases.push_back({"rms_norm", Exactness::kRounded, 0, [](const Numbers& numbers) {
+  cases.push_back({"rms_norm", Exactness::kRounded, nullptr, [](const Numbers& numbers) {
                      return std::vector{
                          rms_norm(numbers({33, 576}, 1, 3.0f), numbers({576}, 2), kEps)};
                    }});
   // One dtype sums before it normalises, so the sum in float32 is rounded as the op rounds it.
-  cases.push_back({"add_rms_norm", Exactness::kRounded, 0, [](const Numbers& numbers) {
-                     const auto x = numbers({33, 576}, 3), residual = numbers({33, 576}, 4, 4.0f);
-                     const auto weight = numbers({576}, 5);
-                     const auto sum = numbers.hold(mx::astype(x + residual, numbers.rounded_to));
-                     if (numbers.held_in != numbers.rounded_to)
-                       return std::vector{sum, rms_norm(sum, weight, kEps)};
-                     const auto result = add_rms_norm(x, residual, weight, kEps);
-                     return std::vector{result.first, result.second};
-                   }});
-  cases.push_back({"silu_and_mul", Exactness::kRounded, 0, [](const Numbers& numbers) {
+  cases.push_back(
+      {"add_rms_norm", Exactness::kRounded, gpu::has_norm_kernel, [](const Numbers& numbers) {
+         const auto x = numbers({33, 576}, 3), residual = numbers({33, 576}, 4, 4.0f);
+         const auto weight = numbers({576}, 5);
+         const auto sum = numbers.hold(mx::astype(x + residual, numbers.rounded_to));
+         if (numbers.held_in != numbers.rounded_to)
+           return std::vector{sum, rms_norm(sum, weight, kEps)};
+         const auto result = add_rms_norm(x, residual, weight, kEps);
+         return std::vector{result.first, result.second};
+       }});
+  cases.push_back({"silu_and_mul", Exactness::kRounded, nullptr, [](const Numbers& numbers) {
                      return std::vector{silu_and_mul(numbers({33, 2 * 384}, 6, 2.0f))};
                    }});
-  cases.push_back({"split_rotary", Exactness::kRounded, 0, [](const Numbers& numbers) {
+  cases.push_back({"split_rotary", Exactness::kRounded, nullptr, [](const Numbers& numbers) {
                      const HeadCounts heads{9, 3, 64};
                      const auto result = split_rotary(numbers({33, 15 * 64}, 7),
                                                       rotary_angles(33, 64, 1000), heads);
@@ -48,7 +50,7 @@ void add_elementwise(std::vector<OpCase>& cases) {
 
 void add_dense(std::vector<OpCase>& cases) {
   for (int num_tokens : kTokenCounts)
-    cases.push_back({text("linear/", num_tokens, "_tokens"), Exactness::kProduct, 0,
+    cases.push_back({text("linear/", num_tokens, "_tokens"), Exactness::kProduct, nullptr,
                      [num_tokens](const Numbers& numbers) {
                        const float deviation = 1 / std::sqrt(static_cast<float>(kInFeatures));
                        return std::vector{linear(numbers({num_tokens, kInFeatures}, 8),
@@ -81,16 +83,16 @@ void add_quantized(std::vector<OpCase>& cases, int bits) {
   for (int num_tokens : kTokenCounts) {
     const auto inputs = [num_tokens](const Numbers& n) { return n({num_tokens, kInFeatures}, 12); };
     const std::string suffix = text("/", bits, "_bits_", num_tokens, "_tokens");
+    cases.push_back({"quantized_linear" + suffix, Exactness::kProduct, nullptr,
+                     [inputs, bits](const Numbers& n) {
+                       return std::vector{quantized_linear(inputs(n), quantized_weight(n, bits))};
+                     }});
     cases.push_back(
-        {"quantized_linear" + suffix, Exactness::kProduct, 0, [inputs, bits](const Numbers& n) {
-           return std::vector{quantized_linear(inputs(n), quantized_weight(n, bits))};
-         }});
-    cases.push_back(
-        {"packed_linear" + suffix, Exactness::kProduct, 0, [inputs, bits](const Numbers& n) {
+        {"packed_linear" + suffix, Exactness::kProduct, nullptr, [inputs, bits](const Numbers& n) {
            return std::vector{product(inputs(n), quantized_weight(n, bits))};
          }});
   }
-  cases.push_back({text("quantized_rows/", bits, "_bits"), Exactness::kRounded, 0,
+  cases.push_back({text("quantized_rows/", bits, "_bits"), Exactness::kRounded, nullptr,
                    [bits](const Numbers& numbers) {
                      const mx::array ids({3, 0, kOutFeatures - 1, 3}, mx::int32);
                      return std::vector{

@@ -33,9 +33,13 @@ enum class Exactness {
 struct OpCase {
   std::string name;  // "<op>/<case>" or "<op>"
   Exactness exactness;
-  int cache_head_dim;  // of an op with GPU kernels of ours; 0: it has none
+  // Whether the GPU takes our kernels for it; null: it has none.
+  std::function<bool(mx::Dtype)> gpu_kernels;
   std::function<std::vector<mx::array>(const Numbers&)> compute;
 };
+
+// Those of caches with this head size.
+std::function<bool(mx::Dtype)> cache_kernels_of(int head_dim);
 
 // Of caches that cases have: all with GPU kernels, or two of them.
 std::vector<int> head_dims(bool quick);

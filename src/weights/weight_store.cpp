@@ -58,7 +58,7 @@ mx::Shape mlx_shape(const std::vector<int64_t>& shape, const std::string& name) 
   return result;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) { return "[" + join(shape) + "]"; }
+std::string shape_text(const std::vector<int64_t>& shape) { return text("[", join(shape), "]"); }
 
 }  // namespace
 
@@ -205,9 +205,15 @@ void WeightStore::read_into(const std::string& name, std::byte* destination) {
   }
 }
 
+void WeightStore::check_floating(const Entry& entry) const {
+  if (mx::issubdtype(mlx_dtype(entry.info.dtype), mx::floating)) return;
+  throw std::invalid_argument(text(
+      "[weights] tensor ", printable(entry.info.name), " in ", files_[entry.file].path.string(),
+      " must have numbers of floating point but has ", name_of(entry.info.dtype), "."));
+}
+
 mx::array WeightStore::finish(mx::array array, std::optional<mx::Dtype> dtype) {
-  const bool is_floating = mx::issubdtype(array.dtype(), mx::floating);
-  if (!dtype || !is_floating || array.dtype() == *dtype) return array;
+  if (!dtype || array.dtype() == *dtype) return array;
   // MLX has float64 on the CPU only.
   const mx::Device device =
       array.dtype() == mx::float64 ? mx::Device(mx::Device::cpu) : mx::default_device();
@@ -221,6 +227,7 @@ mx::array WeightStore::take(const std::string& name, const std::vector<int64_t>&
                             std::optional<mx::Dtype> dtype) {
   const Entry& tensor = entry(name);
   check_shape(tensor, shape);
+  if (dtype) check_floating(tensor);
   mx::array array = uninitialized(mlx_shape(shape, name), mlx_dtype(tensor.info.dtype));
   read_into(name, array.data<std::byte>());
   return finish(std::move(array), dtype);
@@ -233,6 +240,7 @@ mx::array WeightStore::take_fused(std::span<const std::string> names, std::span<
   for (size_t i = 0; i < names.size(); ++i) {
     const Entry& tensor = entry(names[i]);
     check_shape(tensor, {rows[i], columns});
+    if (dtype) check_floating(tensor);
     if (tensor.info.dtype != stored)
       throw std::invalid_argument(text("[weights] tensors ", names.front(), " and ", names[i],
                                        " must have the same dtype but have ", name_of(stored),

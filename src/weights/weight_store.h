@@ -51,8 +51,8 @@ class WeightStore {
   StoredDtype dtype(const std::string& name) const;
   uint64_t total_bytes() const { return total_bytes_; }
 
-  // The tensor, which must have this shape; floating-point numbers are converted to `dtype` if one
-  // is given (tensor by tensor, so that at most one exists twice).
+  // The tensor, which must have this shape. With a `dtype` it must be of floating point and is
+  // converted to it (tensor by tensor, so that at most one exists twice).
   mx::array take(const std::string& name, const std::vector<int64_t>& shape,
                  std::optional<mx::Dtype> dtype = std::nullopt);
 
@@ -83,6 +83,7 @@ class WeightStore {
   void check_index(const WeightFiles& files) const;
   const Entry& entry(const std::string& name) const;
   void check_shape(const Entry& entry, const std::vector<int64_t>& expected) const;
+  void check_floating(const Entry& entry) const;
   // `count` bytes of the tensor from `offset` on, where they lie or read into `buffer`.
   const std::byte* peek(const Entry& entry, uint64_t offset, uint64_t count,
                         std::vector<std::byte>& buffer) const;

@@ -12,10 +12,6 @@ namespace vllm_metal::gpu {
 
 namespace {
 
-KernelUse norm_kernel(mx::Dtype dtype) {
-  return {{"add_rms_norm", element_name(dtype)}, kNormThreads};
-}
-
 // Weights are there long before, and a node less for each is worth it.
 mx::array contiguous_if_known(const mx::array& weight) {
   const bool is_known = weight.status() == mx::array::Status::available;
@@ -46,6 +42,10 @@ class AddRmsNorm : public GpuPrimitive {
 };
 
 }  // namespace
+
+KernelUse norm_kernel(mx::Dtype dtype) {
+  return {{"add_rms_norm", element_name(dtype)}, kNormThreads};
+}
 
 bool has_norm_kernel(mx::Dtype dtype) { return kernel_allowed(norm_kernel(dtype)); }
 

@@ -5,8 +5,11 @@
 #include <utility>
 
 #include "common/mlx.h"
+#include "kernels/gpu/kernel_launch.h"
 
 namespace vllm_metal::gpu {
+
+KernelUse norm_kernel(mx::Dtype dtype);
 
 // Whether the device takes the kernel for this dtype (see kernel_guard.h).
 bool has_norm_kernel(mx::Dtype dtype);

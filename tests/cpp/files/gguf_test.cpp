@@ -164,6 +164,21 @@ TEST(Gguf, RefusesCountsThatTheFileCouldHold) {
   expect_error(head + none + many + zeros, "1000001 metadata values; at most 100000 are allowed");
 }
 
+// A hole of 100 GB is no header: what describes a model has its own limit.
+TEST(Gguf, RefusesHeadersThatAreTooLarge) {
+  TemporaryDirectory dir;
+  const auto error_of_key = [&](uint64_t length) {
+    write_file(dir / "sparse.gguf",
+               "GGUF" + GgufBuilder::bytes<uint32_t>(3) + GgufBuilder::bytes<uint64_t>(0) +
+                   GgufBuilder::bytes<uint64_t>(2) + GgufBuilder::bytes<uint64_t>(length));
+    std::filesystem::resize_file(dir / "sparse.gguf", 100'000'000'000);
+    return [&dir] { read_gguf_header(InputFile(dir / "sparse.gguf")); };
+  };
+  EXPECT_THAT(error_of_key(300'000'000),
+              ThrowsMessage<std::invalid_argument>(
+                  AllOf(HasSubstr("sparse.gguf"), HasSubstr("claims 300000000 bytes; at most"))));
+}
+
 TEST(Gguf, RefusesBadMetadata) {
   GgufBuilder file;
   file.add("key", 13, "");

@@ -251,6 +251,24 @@ TEST_F(LlamaErrors, QuantisationThatConfigAndFilesDisagreeOnIsNamed) {
               AllOf(HasSubstr("model.embed_tokens.weight"), HasSubstr("shape")));
 }
 
+TEST_F(LlamaErrors, TensorsOfWrongDtypesAreNamed) {
+  auto tensors = tiny_.tensors();
+  tensors.at("model.norm.weight") = mx::ones({64}, mx::uint32);
+  EXPECT_THAT(error(tensors, tiny_.config_json()),
+              AllOf(HasSubstr("model.norm.weight"), HasSubstr("floating point but has U32")));
+  const TinyLlama quantized{.bits = 4};
+  tensors = quantized.tensors();
+  mx::array& weight = tensors.at("model.layers.0.mlp.down_proj.weight");
+  weight = mx::view(weight, mx::float32);
+  EXPECT_THAT(error(tensors, quantized.config_json()),
+              HasSubstr("mlp.down_proj.weight is quantised and must be U32"));
+  tensors = quantized.tensors();
+  mx::array& scales = tensors.at("model.layers.0.mlp.down_proj.scales");
+  scales = mx::view(scales, mx::uint32);
+  EXPECT_THAT(error(tensors, quantized.config_json()),
+              HasSubstr("mlp.down_proj.scales and .biases must have numbers of floating point"));
+}
+
 TEST_F(LlamaErrors, UnsupportedArchitecturesAndSettingsAreNamed) {
   auto replaced = [&](std::string from, std::string to) {
     std::string config = tiny_.config_json();

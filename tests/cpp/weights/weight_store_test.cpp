@@ -38,7 +38,7 @@ TEST(WeightStore, TakesTensorsByNameAndConvertsFloats) {
   WeightStore store(dir.path());
   EXPECT_EQ(store.total_bytes(), 3 * 4 * 2 + 5 * 4u);
   EXPECT_TRUE(same_array(store.take("a", {3, 4}, mx::float32), mx::astype(a, mx::float32)));
-  EXPECT_TRUE(same_array(store.take("b", {5}, mx::float32), b));  // integers stay as they are
+  EXPECT_TRUE(same_array(store.take("b", {5}), b));
   EXPECT_NO_THROW(store.expect_empty());
 }
 
@@ -95,7 +95,8 @@ TEST(WeightStore, RefusesDuplicatesAcrossShards) {
 TEST(WeightStore, NamesWhatIsMissingMisshapedOrLeft) {
   TempDir dir;
   test::write_safetensors(dir.path() / "model.safetensors", {{"a", counting({2, 3}, mx::float32)},
-                                                             {"h", counting({1, 3}, mx::float16)}});
+                                                             {"h", counting({1, 3}, mx::float16)},
+                                                             {"i", counting({2}, mx::uint32)}});
   WeightStore store(dir.path());
   EXPECT_THAT(error_of([&] { store.take("nope", {1}); }), HasSubstr("tensor nope is missing"));
   EXPECT_THAT(error_of([&] { store.take("a", {3, 2}); }),
@@ -103,6 +104,10 @@ TEST(WeightStore, NamesWhatIsMissingMisshapedOrLeft) {
   const std::vector<std::string> names{"a", "h"};
   const std::vector<int64_t> rows{2, 1};
   EXPECT_THAT(error_of([&] { store.take_fused(names, rows, 3); }), HasSubstr("same dtype"));
+  EXPECT_THAT(error_of([&] { store.take("i", {2}, mx::float32); }),
+              AllOf(HasSubstr("tensor i in "), HasSubstr("model.safetensors must have numbers of "
+                                                         "floating point but has U32.")));
+  store.skip("i");
   EXPECT_THAT(error_of([&] { store.expect_empty(); }),
               AllOf(HasSubstr("2 tensors"), HasSubstr("a, h")));
   store.skip("a");
