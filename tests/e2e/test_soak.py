@@ -5,7 +5,7 @@ from tests.e2e import soak
 from tests.e2e.server import Server
 
 SECONDS = 120
-CLIENTS = 6
+CLIENTS = 12
 
 
 def test_two_minutes(default_model, tmp_path):
