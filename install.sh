@@ -427,12 +427,16 @@ is_native() { # a Mac may have a Python for Intel too
 
 # --- what is installed ------------------------------------------------------------------------
 
+is_checkout() { # whether this script lies in one, and no release was asked for
+  local self=${BASH_SOURCE[0]:-}
+  [ -z "$version" ] && [ -f "$self" ] && [ -f "$(dirname "$self")/scripts/build_wheels.py" ]
+}
+
 # Sets source (a checkout), or version, sums and the names of the release's files; says what must be built.
 choose_origin() {
-  local self=${BASH_SOURCE[0]:-}
   source='' sums='' wheel='' vllm_wheel='' locks=no
-  if [ -z "$version" ] && [ -f "$self" ] && [ -f "$(dirname "$self")/scripts/build_wheels.py" ]; then
-    source=$(cd "$(dirname "$self")" && pwd)
+  if is_checkout; then
+    source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     origin="checkout $source"
     return 0
   fi
@@ -586,6 +590,7 @@ install() {
   check_venv
   check_cuda
   check_disk
+  if [ "$from_source" = yes ] || is_checkout; then check_compiler; fi # before anything is fetched
   take_lock
   [ "$dry_run" = yes ] || restore
   stage=$work/new wheels=$work/wheels

@@ -165,7 +165,8 @@ def test_a_python_without_a_wheel_is_an_error():
 def test_a_linker_that_cannot_be_had_is_one_line_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "FOLDER", tmp_path)
     monkeypatch.setattr(fetch.shutil, "which", lambda name, **_: None)
-    with pytest.raises(SetupError, match=r"^No ld64\.lld .* lld-19$"):
+    monkeypatch.setattr(preflight, "install_command", lambda apt, brew: f"install {apt}")
+    with pytest.raises(SetupError, match=r"^No ld64\.lld .* install lld-19$"):
         fetch.find_linker()
 
 

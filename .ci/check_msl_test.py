@@ -99,6 +99,13 @@ def test_the_list_of_sources_is_whole():
     assert sorted(listed) == sorted([*there, "kernel_arguments.h"])
 
 
+def test_every_kernel_is_instantiated():
+    sources = (path.read_text(encoding="utf-8") for path in check_msl.KERNELS.glob("*.metal"))
+    there = {match[1] for text in sources for match in check_msl.KERNEL.finditer(text)}
+    asked = {line.split(", ")[1] for line in check_msl.instantiations()}
+    assert asked == there
+
+
 def test_kernels_are_instantiated_as_far_as_the_registers_reach():
     text = (check_msl.KERNELS / "kernel_arguments.h").read_text(encoding="utf-8")
     assert f"kDecodeMaxValues = {check_msl.DECODE_MAX_VALUES}," in text

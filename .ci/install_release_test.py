@@ -52,6 +52,30 @@ def test_a_tag_without_files_is_built_from_source(sandbox):
     assert re.findall("build (.*)", sandbox.log) == ["vllm-metal", "vllm"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "version"),
+    [(["--version", "0.2.0"], "0.2.0"), (["--version=v0.1.9"], "0.1.9")],
+)
+def test_a_checkout_installs_the_release_that_is_asked_for(sandbox, arguments, version):
+    sandbox.release("0.1.9", *(name.replace("0.2.0", "0.1.9") for name in WHOLE))
+    sandbox.release("0.2.0", *WHOLE)
+    code, output = sandbox.run(*arguments)
+    assert code == 0, output
+    wheels = {LINUX_WHEEL.replace("0.2.0", version), VLLM}
+    assert set(re.findall("wheel (.*)", sandbox.log)) == wheels
+    assert sandbox.installed().startswith(f"release {version}")
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_from_source_builds_what_the_release_has_a_wheel_for(sandbox, piped):
+    sandbox.release("0.2.0", *WHOLE)
+    sandbox.tag("0.2.0")
+    code, output = sandbox.run("--version", "0.2.0", "--from-source", piped=piped)
+    assert code == 0, output
+    assert re.findall("build (.*)", sandbox.log) == ["vllm-metal"]
+    assert LINUX_WHEEL not in sandbox.log
+
+
 def test_the_source_among_the_files_is_preferred_and_checked(sandbox):
     sandbox.release("0.2.0", *WHOLE, "vllm_metal-0.2.0.tar.gz")
     code, output = sandbox.run("--from-source", piped=True)
@@ -66,6 +90,15 @@ def test_from_source_needs_a_compiler_when_piped(sandbox):
     code, output = sandbox.run("--from-source", piped=True, **mac("14.0", FAKE_XCODE="2"))
     assert code == 1
     assert "xcode-select --install" in output
+    assert sandbox.log == ""
+
+
+def test_a_release_without_a_wheel_needs_a_compiler(sandbox):
+    sandbox.release("0.2.0", VLLM)
+    code, output = sandbox.run(piped=True, **mac("14.0", FAKE_XCODE="2"))
+    assert code == 1
+    assert "xcode-select --install" in output
+    assert sandbox.left() == []
 
 
 @pytest.mark.parametrize("spoilt", [MAC_WHEEL, VLLM, "serve.txt"])
@@ -122,6 +155,14 @@ def test_the_torch_backend_is_vllms_wheel_or_its_source(sandbox, has_wheel):
     assert ("wheel vllm-0.32.0+cpu" in sandbox.log) == has_wheel
     assert f"wheel {VLLM}" not in sandbox.log
     assert "numba" in sandbox.log
+
+
+def test_the_download_of_vllms_wheel_is_limited(sandbox):
+    sandbox.release("0.2.0", *WHOLE)
+    code, output = sandbox.run("--dry-run", "--torch-backend", piped=True)
+    assert code == 0, output
+    (line,) = (line for line in output.splitlines() if "/vllm-project/vllm/" in line)
+    assert "--max-time 600 " in line
 
 
 # --- the real curl, and a server in GitHub's place -----------------------------------------------

@@ -12,8 +12,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "install.sh"
@@ -24,6 +27,9 @@ LINUX_WHEEL = "vllm_metal-0.2.0-cp312-cp312-manylinux_2_35_x86_64.whl"
 VLLM = "vllm-0.32.0+empty-py3-none-any.whl"
 LOCKS = ("serve.txt", "torch-backend.txt")
 WHOLE = (MAC_WHEEL, MAC_311, LINUX_WHEEL, VLLM, *LOCKS)
+
+# Not a tool of the system's: macOS and Linux do not have the same.
+SHA256 = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[3], 'rb').read()).hexdigest())"
 
 TOOLS = (
     "bash", "sh", "env", "awk", "cat", "cp", "cut", "dirname", "grep", "gzip", "head", "kill",
@@ -38,9 +44,12 @@ FAKES = {
     "xcode-select": 'exit "$FAKE_XCODE"',
     "c++": "exit 0",
     "nvidia-smi": '[ -n "$FAKE_DRIVER" ] && echo "$FAKE_DRIVER"',
-    "shasum": "shift 2; exec /usr/bin/sha256sum \"$@\"",
+    "shasum": f'exec "{sys.executable}" -S -c "{SHA256}" "$@"',
     # Of sed only what BSD's understands as GNU's does.
-    "sed": '[ "$1" = -n ] && exec /bin/sed "$@"; echo "sed: illegal option" >&2; exit 1',
+    "sed": f"""
+        [ "$1" = -n ] && exec "{shutil.which("sed")}" "$@"
+        echo "sed: illegal option" >&2; exit 1
+    """,
     "df": """
         echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'
         echo "map auto home 900000000 1000 $FAKE_FREE_KB 1% /"
@@ -208,10 +217,9 @@ class Sandbox:
     def hanging_process_lives(self) -> bool:
         process = int(self.log_file.with_name("log.hanging").read_text())
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+            return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
             return False
-        return "Z" not in Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0]
 
     def end_hanging(self) -> None:
         os.killpg(int(self.log_file.with_name("log.hanging").read_text()), signal.SIGKILL)

@@ -2,6 +2,7 @@
 """install.sh: what it refuses, what it runs, and that it leaves all or nothing behind."""
 
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ REFUSED = {
     "macOS 13": (mac("13.7.8"), "macOS 13.7.8 is too old; MLX needs macOS 14"),
     "Rosetta": (mac("15.1", FAKE_MACHINE="x86_64", FAKE_ROSETTA="1"), "runs under Rosetta"),
     "Intel": (mac("15.1", FAKE_MACHINE="x86_64"), "Intel processor"),
-    "no command line tools": (mac("14.5", FAKE_XCODE="2"), "xcode-select --install"),
     "Python for Intel": (
         mac("26.0", FAKE_PYTHON_MACHINE="x86_64", PYTHON="python3.12"), "is built for Intel",
     ),
@@ -57,11 +57,16 @@ def test_what_stands_in_the_way_is_named_and_nothing_is_left(sandbox, name):
     assert sandbox.left() == []
 
 
-def test_no_compiler(sandbox):
+@pytest.mark.parametrize("arguments", [[], ["--version", "0.2.0", "--from-source"]])
+@pytest.mark.parametrize(("facts", "message"), [
+    ({}, "apt-get install -y g++"), (mac("14.5", FAKE_XCODE="2"), "xcode-select --install"),
+])  # fmt: skip
+def test_without_a_compiler_nothing_is_fetched(sandbox, arguments, facts, message):
     (sandbox.bin / "c++").unlink()
-    code, output = sandbox.run()
+    code, output = sandbox.run(*arguments, **facts)
     assert code == 1
-    assert "apt-get install -y g++" in output
+    assert message in output
+    assert sandbox.log == ""
     assert sandbox.left() == []
 
 
@@ -79,6 +84,14 @@ def test_arguments_that_are_not_understood(sandbox, name):
     code, output = sandbox.run(*arguments)
     assert code == 1
     assert message in output
+    assert sandbox.log == ""
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(sandbox, option):
+    code, output = sandbox.run(option)
+    assert code == 0
+    assert output.startswith("Usage: install.sh [options]")
     assert sandbox.log == ""
 
 
@@ -148,6 +161,16 @@ def test_uv_is_fetched_where_there_is_none(sandbox):
         assert "astral.sh" not in sandbox.log
 
 
+@pytest.mark.parametrize(
+    ("facts", "name"), [({}, "3.12"), (mac("15.0"), "cpython-3.12-macos-aarch64-none")]
+)
+def test_python_is_fetched_where_there_is_none(sandbox, facts, name):
+    code, output = sandbox.run(FAKE_PYTHON="no", **facts)
+    assert code == 0, output
+    assert f"uv python install --no-bin {name}\n" in sandbox.log
+    assert f"--relocatable --python {name} " in sandbox.log
+
+
 # --- again, interrupted, killed, two at once, removed ------------------------------------------
 
 
@@ -158,6 +181,9 @@ def test_a_second_run_has_nothing_to_do_until_a_new_release(sandbox):
     assert code == 0
     assert "installed in" in output
     assert "uv venv" not in sandbox.log
+    shutil.rmtree(sandbox.venv)  # as it says
+    assert sandbox.run(piped=True, **mac("15.0"))[0] == 0
+    assert sandbox.installed().startswith("release 0.2.0")
     sandbox.release("0.3.0", *(name.replace("0.2.0", "0.3.0") for name in WHOLE))
     assert sandbox.run(piped=True, **mac("15.0"))[0] == 0
     assert sandbox.installed().startswith("release 0.3.0")

@@ -17,7 +17,11 @@ from checkout import ROOT, SetupError
 
 VERSION = (ROOT / "VERSION").read_text().strip()
 FILES = (
-    f"vllm_metal-{VERSION}-cp312-abi3-macosx_14_0_arm64.whl",
+    *(
+        f"vllm_metal-{VERSION}-{python}-{platform}.whl"
+        for python in ("cp311-cp311", "cp312-abi3")
+        for platform in ("macosx_14_0_arm64", "manylinux_2_35_x86_64", "manylinux_2_35_aarch64")
+    ),
     f"vllm_metal-{VERSION}.tar.gz",
     "vllm-0.32.0+empty-py3-none-any.whl",
 )

@@ -2,6 +2,7 @@
 """The set-up names what a machine lacks, does only what changed and resumes when interrupted."""
 
 import json
+import platform
 import shutil
 import socket
 import sys
@@ -24,7 +25,8 @@ def texts(problems):
 
 
 def interpreter(version=(3, 12), include="/nowhere", free_threaded=False):
-    return preflight.Interpreter("/usr/bin/python3", version, include, "x86_64", free_threaded)
+    machine = platform.machine()
+    return preflight.Interpreter("/usr/bin/python3", version, include, machine, free_threaded)
 
 
 class TestPreflight:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from checkout import REQUIREMENTS, ROOT, SetupError, exit_code
 
+PYTHONS = ("cp311-cp311", "cp312-abi3")  # the second serves 3.12 and all later ones
+PLATFORMS = ("macosx_14_0_arm64", "manylinux_*_x86_64", "manylinux_*_aarch64")
 LOCKS = ("serve.txt", "torch-backend.txt")
 SUMS = "SHA256SUMS"
 
@@ -22,7 +24,7 @@ SUMS = "SHA256SUMS"
 def expected(version: str) -> list[str]:
     """Patterns of which each must fit a file: what install.sh falls back to source without."""
     return [
-        f"vllm_metal-{version}-cp31*-macosx_14_0_arm64.whl",
+        *(f"vllm_metal-{version}-{python}-{on}.whl" for python in PYTHONS for on in PLATFORMS),
         f"vllm_metal-{version}.tar.gz",
         "vllm-*+empty-py3-none-any.whl",
     ]

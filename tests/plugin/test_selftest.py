@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 from vllm_metal import _core, cli
-from vllm_metal.selftest import models_checks, tiny_models, traffic
-from vllm_metal.selftest.checks import FAILED, PASSED, SKIPPED, Options, Result, matches
+from vllm_metal.selftest import memory_checks, models_checks, tiny_models, traffic
+from vllm_metal.selftest.checks import FAILED, PASSED, SKIPPED, Options, Result, matches, run_check
+from vllm_metal.selftest.engine import torch_device
 from vllm_metal.selftest.groups import GROUPS, wanted_groups
 from vllm_metal.selftest.report import Report, without_user
 from vllm_metal.selftest.supervisor import MOST_CRASHES, GroupRun
@@ -235,6 +237,51 @@ def test_a_nan_among_logits_is_found():
     assert finding.detail == "worst in float32/managed"
 
 
+GIB = 1 << 30
+MAC = {
+    "backend": "metal",
+    "total_memory": 4 * GIB,
+    "available_memory": 3 * GIB,
+    "working_set": 3 * GIB,
+}
+
+
+def memory_check(name: str) -> Result:
+    (check,) = (c for c in memory_checks.checks(Options(work="")) if c.name == f"memory/{name}")
+    return run_check(check)
+
+
+def test_a_device_with_more_memory_than_it_has_is_found(monkeypatch):
+    monkeypatch.setattr(_core, "device_info", lambda: MAC | {"available_memory": 5 * GIB})
+    result = memory_check("device")
+    assert result.status == FAILED
+    assert f"total {4 * GIB}, available {5 * GIB}" in result.detail
+
+
+def test_a_plan_of_the_impossible_is_found(monkeypatch):
+    plan = SimpleNamespace(table=lambda: "a table")
+    monkeypatch.setattr(_core, "plan_memory", lambda **_: plan)
+    result = memory_check("refusals")
+    assert result.status == FAILED
+    assert "was taken: a table" in result.detail
+
+
+def test_the_wired_limit_of_a_mac(monkeypatch):
+    monkeypatch.setattr(_core, "device_info", lambda: MAC)
+    assert memory_check("wired_limit").status == PASSED
+    plan = SimpleNamespace(wired_limit=MAC["working_set"])
+    monkeypatch.setattr(_core, "plan_memory", lambda **_: plan)
+    result = memory_check("wired_limit")
+    assert result.status == FAILED
+    assert f"{3 * GIB} bytes would be wired" in result.detail
+
+
+@pytest.mark.parametrize(("has_mps", "device"), [(True, "mps"), (False, "cpu")])
+def test_torchs_device_on_a_mac(monkeypatch, has_mps, device):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: has_mps)
+    assert torch_device("metal") == device
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -258,7 +305,7 @@ def test_sizes(capsys):
 def test_quick_run_on_the_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLLM_MLX_DEVICE", "cpu")
     file, text = tmp_path / "report.json", tmp_path / "report.txt"
-    wanted = ["kernels", "cache", "models", "memory"]
+    wanted = ["platform", "kernels", "cache", "models", "memory", "bench"]
     arguments = ["--quick", "--offline", "--json", str(file), "--text", str(text)]
     code = cli.main(["selftest", *arguments, "--only", *wanted])
     output = capsys.readouterr().out
@@ -269,6 +316,7 @@ def test_quick_run_on_the_cpu(tmp_path, monkeypatch, capsys):
     assert report["platform"]["device"]["backend"] == "cpu"
     checks = {check["name"]: check for check in report["checks"]}
     assert {name.split("/")[0] for name in checks} == set(wanted)
+    assert set(checks["bench/torch"]["figures"]["ratios"]) == {"prefill", "decode"}
     for group in ("kernels", "cache", "models"):
         assert checks[f"{group}/gpu"]["status"] == SKIPPED
         assert checks[f"{group}/gpu"]["detail"] == "VLLM_MLX_DEVICE is cpu"
