@@ -8,13 +8,14 @@ import json
 import random
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from tests.e2e.server import Server
+from tests.e2e.test_stop import check_port_is_free
 from tests.plugin.tiny_model import VOCAB_SIZE
 
 MOST_SECONDS = 30.0  # that anything may take: longer is a hang
@@ -39,6 +40,9 @@ class Ask:
             "ignore_eos": True,
             **options,
         }
+
+
+LONG = Ask([5, 6, 7], 450)
 
 
 @dataclass
@@ -147,13 +151,30 @@ async def ask_all(server: Server, asks: list[Ask], outcomes: Outcomes) -> None:
         )
 
 
-async def vanish(http: aiohttp.ClientSession, server: Server, after_chunks: int) -> None:
-    """Ask for a long stream and leave after so many of its chunks."""
-    body = Ask([5, 6, 7], 400).body(server, stream=True)
+def ask_until_it_dies(server: Server, asks: list[Ask], fault: Callable[[], object]) -> None:
+    """Ask, do harm, and expect every request to fail and the server to end, both in time."""
+    outcomes = Outcomes()
+
+    async def run() -> None:
+        asking = asyncio.create_task(ask_all(server, asks, outcomes))
+        await asyncio.to_thread(fault)
+        await asking
+
+    asyncio.run(run())
+    outcomes.check()
+    assert len(outcomes.errors) == len(asks), outcomes
+    assert server.wait_for_exit(MOST_SECONDS) != 0
+    check_port_is_free(server)
+    assert "EngineDeadError: EngineCore encountered an issue" in server.tail(3)
+
+
+async def vanish(http: aiohttp.ClientSession, server: Server, after_lines: int) -> None:
+    """Ask for four long answers in a stream and leave after so many of its lines."""
+    body = LONG.body(server, stream=True, prompt=[LONG.prompt] * 4)
     with contextlib.suppress(aiohttp.ClientError):
         async with http.post(f"{server.url}/v1/completions", json=body) as response:
             assert response.status == 200
-            for _ in range(after_chunks):
+            for _ in range(after_lines):
                 await response.content.readline()
             response.close()
 

@@ -3,7 +3,7 @@
 
 import asyncio
 import contextlib
-import resource
+import re
 import shutil
 import signal
 import sys
@@ -19,17 +19,19 @@ from tests.e2e.fault_clients import (
     Outcomes,
     ask_all,
     ask_meanwhile,
-    ask_once,
+    ask_until_it_dies,
     known_asks,
-    session,
 )
-from tests.e2e.fault_server import shared_memory
+from tests.e2e.fault_server import lift_limit, limit_memory, shared_memory
 from tests.e2e.server import Server
+from tests.e2e.test_dev_endpoints import call
+from tests.e2e.test_faults import check_wake_up_fails
 from tests.e2e.test_server import wait_until_running
-from tests.e2e.test_stop import check_port_is_free
 from tests.plugin.tiny_model import write_tiny_llama
 
 ARGUMENTS = ("--dtype", "float32", "--kv-cache-memory-bytes", "64M", "--max-model-len", "2048")
+ARGUMENTS += ("--enable-sleep-mode",)
+VARIABLES = {"VLLM_METAL_PREFIX_CACHE": "1", "VLLM_SERVER_DEV_MODE": "1"}
 # Steps of long prompts need some 50 MB.
 SHAPE = {
     "hidden_size": 512,
@@ -38,6 +40,10 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
+BYTES_PER_TOKEN = 4096  # of the cache
+LIMITS_MEMORY = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs a limit of a process's memory"
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def servers(tmp_path_factory, folders):
     made = {}
     with contextlib.ExitStack() as stack:
         for name, temporary in folders.items():
-            variables = {"TMPDIR": str(temporary)}
+            variables = VARIABLES | {"TMPDIR": str(temporary)}
             variables["VLLM_METAL_USE_PAGED_ATTENTION"] = "01"[name == "paged"]
             made[name] = Server(model, folder / f"{name}.log", *ARGUMENTS, variables=variables)
             made[name].start()
@@ -88,27 +94,6 @@ def check_answers(server, asks):
     outcomes.check(right=len(asks))
 
 
-def ask_until_it_dies(server, asks, fault):
-    """Ask, do harm, and expect every request to fail and the server to end, both in time."""
-    outcomes = Outcomes()
-
-    async def run():
-        async with session() as http:
-            asking = [
-                asyncio.create_task(ask_once(http, server, ask, outcomes, stream=index % 2 == 0))
-                for index, ask in enumerate(asks)
-            ]
-            await asyncio.to_thread(fault)
-            await asyncio.gather(*asking)
-
-    asyncio.run(run())
-    outcomes.check()
-    assert len(outcomes.errors) == len(asks)
-    assert server.wait_for_exit(MOST_SECONDS) != 0
-    check_port_is_free(server)
-    assert "EngineDeadError: EngineCore encountered an issue" in server.tail(3)
-
-
 def test_both_at_once(paged, managed, asks):
     async def both():
         outcomes = Outcomes()
@@ -118,16 +103,11 @@ def test_both_at_once(paged, managed, asks):
     asyncio.run(both())
 
 
-def mapped_shared_memory(processes):
-    """Names of the shared memory and semaphores that the processes have."""
-    paths = [Path(file.path) for process in processes for file in process.memory_maps()]
-    return {path.name for path in paths if path.parent == Path("/dev/shm")}
-
-
 def test_the_engine_is_killed(paged, managed, asks, folders):
     """The other server does not notice, and nothing keeps the killed one from starting again."""
-    engine = paged.engine()
-    its_own = mapped_shared_memory([engine, *engine.children(recursive=True)])
+    engine, server = paged.engine(), psutil.Process(paged.pid)
+    # Nothing removes it when its owner is killed.
+    assert shared_memory([server, *server.children(recursive=True)]) == set()
 
     def kill():
         wait_until_running(paged, 8)
@@ -135,7 +115,6 @@ def test_the_engine_is_killed(paged, managed, asks, folders):
 
     ask_until_it_dies(paged, [Ask([5, 6, 7], 1900)] * 8, kill)
     assert not psutil.pid_exists(engine.pid)
-    assert not its_own & shared_memory()
     assert list(folders["paged"].iterdir()) == []
     check_answers(managed, asks)
     paged.start()
@@ -162,13 +141,40 @@ def test_restart_under_load(managed, asks):
     assert outcomes.errors
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of a process's memory")
+@LIMITS_MEMORY
+def test_waking_up_without_memory(managed, asks):
+    """It is said and can be tried again."""
+    call(managed, "sleep?level=2")
+    engine = managed.engine()
+    limit_memory(engine)
+    check_wake_up_fails(managed, r"\[memory\] cannot allocate")
+    lift_limit(engine)
+    call(managed, "wake_up")
+    check_answers(managed, asks)
+
+
+@LIMITS_MEMORY
 def test_a_step_without_memory(paged, managed, asks):
-    """Comes last: it ends one of the servers."""
-    engine = paged.engine()
-    limit = engine.memory_info().vms + (4 << 20)
-    engine.rlimit(psutil.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    """It ends the server; the other goes on."""
+    limit_memory(paged.engine())
     prompts = [[word] * 1900 for word in (5, 6, 7)]
     ask_until_it_dies(paged, [Ask(prompt, 8) for prompt in prompts], lambda: None)
     assert "[memory] cannot allocate" in paged.text()
     check_answers(managed, asks)
+
+
+@LIMITS_MEMORY
+def test_a_cache_without_memory(managed, asks):
+    """Comes last, as both servers have ended then: answers grow until the cache has to."""
+    check_answers(managed, asks)  # with what it holds for good
+    growing = [Ask([word] * 150, 1500) for word in range(5, 17)]
+
+    def limit():
+        wait_until_running(managed, len(growing))
+        limit_memory(managed.engine())
+
+    before = len(managed.text())
+    ask_until_it_dies(managed, growing, limit)
+    messages = re.findall(r"\[memory\] cannot allocate (\d+) bytes", managed.text()[before:])
+    # Nothing else is as large in steps of a token each.
+    assert max(map(int, messages)) > len(growing) * 150 * BYTES_PER_TOKEN

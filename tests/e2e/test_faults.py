@@ -12,27 +12,29 @@ import urllib.error
 import pytest
 
 from tests.e2e.fault_clients import (
+    LONG,
     MOST_SECONDS,
     Ask,
     Outcomes,
     ask_all,
     ask_meanwhile,
+    ask_until_it_dies,
     known_asks,
     open_stream,
     session,
     vanish,
 )
-from tests.e2e.fault_server import Clock
+from tests.e2e.fault_server import Clock, WorkingMemory
 from tests.e2e.server import Server
 from tests.e2e.test_dev_endpoints import call, health, is_sleeping
 from tests.e2e.test_server import metrics, wait_until_idle
-from tests.plugin.tiny_model import write_tiny_llama
+from tests.plugin.tiny_model import VOCAB_SIZE, write_tiny_llama
 
 FULL = os.environ.get("VLLM_METAL_TEST_FAULTS") == "full"  # `make test-faults`
 MODES = ("mlx-managed", "paged")
 EXAMPLES = 100 if FULL else 4  # for each endpoint, fitting and unfitting
 NUM_CLIENTS = 200
-NUM_SLOW = 8
+NUM_SLOW = 4
 DAY = 86400.0
 
 
@@ -57,13 +59,21 @@ def clock(folder):
 
 
 @pytest.fixture(scope="module")
-def server(mode, model, clock, folder):
+def working_memory(folder):
+    return WorkingMemory(folder)
+
+
+@pytest.fixture(scope="module")
+def server(mode, model, clock, working_memory, folder):
     arguments = ("--dtype", "float32", "--kv-cache-memory-bytes", "64M", "--enable-sleep-mode")
+    arguments += ("--max-logprobs", "-1")
     variables = {
         "VLLM_METAL_USE_PAGED_ATTENTION": str(MODES.index(mode)),
+        "VLLM_METAL_PREFIX_CACHE": "1",
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_MAX_N_SEQUENCES": "8",  # of a request
         **clock.variables,
+        **working_memory.variables,
     }
     with Server(model, folder / "server.log", *arguments, variables=variables) as running:
         yield running
@@ -83,27 +93,31 @@ def all_is_well_after_it(server, asks):
     outcomes.check(right=4)
 
 
-def test_half_of_200_clients_vanish(server, asks):
+def test_half_of_200_clients_vanish(server, mode, asks):
     before = metrics(server)["vllm:generation_tokens_total"]
     half = NUM_CLIENTS // 2
     outcomes = Outcomes()
 
     async def crowd():
         async with session() as http:
-            leaving = (vanish(http, server, after_chunks=index % 8) for index in range(half))
+            leaving = (vanish(http, server, after_lines=index % 8) for index in range(half))
             await asyncio.gather(ask_all(server, asks * (half // len(asks)), outcomes), *leaving)
 
     asyncio.run(crowd())
     outcomes.check(right=half)
     wait_until_idle(server, MOST_SECONDS)
-    generated = metrics(server)["vllm:generation_tokens_total"] - before
-    assert generated < half * (asks[0].max_tokens + 200)  # they had not come to their end
+    after = metrics(server)
+    generated = after["vllm:generation_tokens_total"] - before
+    # Those that left had not come to their end: each had asked for four answers.
+    assert generated < half * (asks[0].max_tokens + 2 * LONG.max_tokens)
+    hits = "prefix_cache_hits" if mode == "paged" else "external_prefix_cache_hits"
+    assert after[f"vllm:{hits}_total"] > 0  # which all faults here have to do with
 
 
 def test_slow_readers(server, asks):
-    """Nobody waits for clients that take a byte a second."""
-    long = Ask([5, 6, 7], 450)
-    slow = [open_stream(server, long, logprobs=20) for _ in range(NUM_SLOW)]
+    """Nobody waits for clients that take a byte a second of streams of megabytes."""
+    options = {"prompt": [LONG.prompt] * 4, "logprobs": VOCAB_SIZE}
+    slow = [open_stream(server, LONG, **options) for _ in range(NUM_SLOW)]
     outcomes = Outcomes()
     for _ in range(4):
         assert [len(connection.recv(1)) for connection in slow] == [1] * NUM_SLOW
@@ -115,9 +129,10 @@ def test_slow_readers(server, asks):
     for connection in others:
         connection.close()
     answer = b"".join(iter(lambda: patient.recv(1 << 16), b""))
+    assert len(answer) > 3 << 20  # the system holds some 2 MB for a client; the rest had to wait
     assert b"data: [DONE]" in answer
     texts = re.findall(rb'"text":"([^"]*)"', answer)  # a chunk has several tokens by now
-    assert len(b"".join(texts).split()) == long.max_tokens
+    assert len(b" ".join(texts).split()) == 4 * LONG.max_tokens
 
 
 def test_the_clock_is_set(server, asks, clock):
@@ -186,3 +201,19 @@ def test_a_flood_of_malformed_requests(server):
     assert sum(found.statuses.values()) > 100
     assert found.statuses[200] > 0
     assert found.statuses[400] > 0
+
+
+class TestItsEnd:
+    """Comes last: the server does not outlive it."""
+
+    @pytest.fixture(autouse=True)
+    def all_is_well_after_it(self):
+        """Expect nothing of it."""
+
+    def test_kernels_without_working_memory(self, server, working_memory):
+        if not working_memory.variables:
+            pytest.skip("needs Linux and a C++ compiler")
+        working_memory.take_away()
+        asks = [Ask([word] * 10, 490) for word in range(5, 13)]
+        ask_until_it_dies(server, asks, lambda: None)
+        assert "cannot allocate its working memory" in server.text()

@@ -27,6 +27,7 @@ def complete(server, prompt):
 def check_that_all_ended(server, code, children):
     assert code == 0, server.tail()
     assert children == []
+    assert "nanobind: leaked" not in server.text()
     check_port_is_free(server)
 
 
