@@ -42,7 +42,7 @@ test-fast: setup  ## the tests that need neither a server nor the real model
 	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS)
 	@scripts/run_tests.sh fast
 
-test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batches, an hour
+test-ops-full: setup  ## products of all dtypes, bits, groups, shapes and batches, some two hours
 	.venv/bin/cmake --build $(BUILD) --parallel $(JOBS) --target test_kernels test_gpu
 	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_kernels --gtest_filter='*Table*'
 	VLLM_METAL_TEST_OPS=full $(BUILD)/tests/cpp/test_gpu --gtest_filter='*Table*'
